@@ -1,0 +1,89 @@
+"""A run's configuration from its layers: defaults, the dataset's recipe, a file, ``-o`` and named options, later ones winning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from medquant.config.mistakes import describe
+from medquant.config.schema import Config
+from medquant.config.sources import Setting, Source, from_file, from_options, from_overrides, from_recipe
+from medquant.errors import ConfigError
+
+
+def load_config(
+    file: Path | None = None,
+    recipe: Mapping[str, object] | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
+) -> Config:
+    """Put a configuration together.
+
+    Each layer replaces what the ones before it say about a key, lists as a whole. Every layer is checked by itself, so a mistake is
+    reported even where a later layer would hide it.
+
+    Args:
+        file: YAML file with the sections of :class:`Config`, or None.
+        recipe: defaults that suit the dataset, dotted key → value.
+        overrides: ``key=value`` as given with ``-o``.
+        options: named options, dotted key → value; None stands for an option that was not given.
+
+    Raises:
+        ConfigError: one or more mistakes, each with its place, all in one message.
+    """
+    sources = [from_recipe(recipe or {}), *([from_file(file)] if file else []), from_overrides(overrides), from_options(options or {})]
+    mistakes = [line for source in sources for line in (*source.mistakes, *_check(source))]
+    if not mistakes:
+        try:
+            return Config.model_validate(_nested(setting for source in sources for setting in source.settings))
+        except ValidationError as error:
+            # Every value is right by itself; what is left lies between keys.
+            mistakes = [message for _, message in describe(error)]
+    raise ConfigError(mistakes[0] if len(mistakes) == 1 else "\n  ".join([f"{len(mistakes)} mistakes in the configuration:", *mistakes]))
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML, every key written out; ASCII controls and the like are escaped, so any text survives."""
+    lines = []
+    for name, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            lines.append(f"{name}:")
+            lines += [f"  {key}: {_yaml_value(item)}" for key, item in value.items()]
+        else:
+            lines.append(f"{name}: {_yaml_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _check(source: Source) -> list[str]:
+    places = {setting.key: setting.place for setting in source.settings}
+    try:
+        Config.model_validate(_nested(source.settings))
+    except ValidationError as error:
+        # Mistakes between keys ("") are for the joined configuration: another layer may set the other key.
+        return [f"{places[key]}: {message}" for key, message in describe(error) if key]
+    return []
+
+
+def _nested(settings: Iterable[Setting]) -> dict[str, object]:
+    sections: dict[str, dict[str, object]] = {}
+    root: dict[str, object] = {}
+    for setting in settings:
+        section, dot, key = setting.key.partition(".")
+        if dot:
+            sections.setdefault(section, {})[key] = setting.value
+        else:
+            root[setting.key] = setting.value
+    return {**root, **sections}
+
+
+def _yaml_value(value: object) -> str:
+    # JSON is YAML; what YAML cannot hold as it stands, or an editor would not show, becomes an escape both know.
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(character if character.isprintable() else _escape(ord(character)) for character in text)
+
+
+def _escape(code: int) -> str:
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,151 @@
+"""Everything a run can be told, with its defaults: one frozen model a subject, joined in :class:`Config`.
+
+Names of methods, networks, datasets and engines are text here; their registries, which this package does not know, check them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+from medquant.config.bits import is_bits, parse_rule
+from medquant.errors import UsageError
+
+
+def _check_bits(bits: int, info: ValidationInfo) -> int:
+    if not is_bits(bits):
+        raise ValueError(f"{info.field_name} must be 1 to 8, or 32 for float; found {bits}")
+    return bits
+
+
+def _check_whole(value: object, info: ValidationInfo) -> object:
+    # To a Literal True is 1 and 2.0 is 2, strict or not.
+    if isinstance(value, bool | float):
+        raise ValueError(f"{info.field_name} must be a whole number; found {value}")
+    return value
+
+
+def _check_side(pixels: int) -> int:
+    if not 16 <= pixels <= 1024 or pixels % 8:
+        raise ValueError(f"patch_size must hold multiples of 8 from 16 to 1024; found {pixels}")
+    return pixels
+
+
+def _check_rule(text: str) -> str:
+    try:
+        parse_rule(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+Bits = Annotated[int, AfterValidator(_check_bits)]
+PatchSide = Annotated[int, AfterValidator(_check_side)]
+RuleText = Annotated[str, AfterValidator(_check_rule)]
+Name = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Section(BaseModel):
+    """What all sections share: values cannot change, unknown keys and values of another type are mistakes."""
+
+    # Strict: True is no 1 and "4" is no 4. A mistake in a file should be named, not interpreted.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which images, and how they reach the network."""
+
+    path: Name | None = Field(default=None, description="dataset folder or official download; none: the built-in phantom")
+    dataset: Name = Field(default="auto", description="dataset name in the registry, or auto: recognised by its files")
+    # Not strict at this place only: a list in a file is the tuple that is meant.
+    patch_size: tuple[PatchSide, PatchSide] = Field(
+        default=(256, 256), strict=False, description="training patch, rows and columns in pixels, multiples of 8 from 16 to 1024"
+    )
+    batch_size: int = Field(default=4, ge=1, le=4096, description="patches in a training step")
+    normalisation: Literal["zscore_slice", "zscore_volume", "range"] = Field(
+        default="zscore_slice", description="grey values to zero mean and unit variance by slice or by volume, or to 0..1"
+    )
+    augmentation: Literal["em", "mr", "none"] = Field(default="em", description="random changes of training patches, by kind of image")
+    workers: int = Field(default=0, ge=0, le=256, description="processes that load patches; 0: the training process itself")
+    phantom_seed: Seed = Field(default=0, description="seed of the built-in phantom dataset")
+
+
+class ModelConfig(Section):
+    """Which network."""
+
+    name: Name = Field(default="unet", description="network name in the registry")
+    channels: int = Field(default=32, ge=1, le=256, description="channels of the first level")
+    depth: int = Field(default=4, ge=2, le=6, description="levels of resolution, the bottom included")
+    block: Literal["conv_norm_act", "conv_act_norm"] = Field(default="conv_norm_act", description="order inside a block")
+    upsample: Literal["bilinear", "nearest", "transposed"] = Field(default="bilinear", description="how the decoder doubles the resolution")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of channels dropped in float training; 0: none")
+    dimensions: Annotated[Literal[2, 3], BeforeValidator(_check_whole)] = Field(default=2, description="2 for slices, 3 for volumes")
+
+
+class QuantConfig(Section):
+    """How many bits, and by which method."""
+
+    method: Name = Field(default="fixed_point", description="quantization method in the registry")
+    wbits: Bits = Field(default=4, description="bits of weights, 1 to 8, or 32 for float")
+    abits: Bits = Field(default=6, description="bits of activations, 1 to 8, or 32 for float")
+    edge_bits: Bits = Field(
+        default=8, description="bits of the weights of the first and last layer and of the image, 1 to 8, or 32 for float"
+    )
+    layer_bits: tuple[RuleText, ...] = Field(
+        default=(), strict=False, description="rules PATTERN=W/A for single layers; the last match wins"
+    )
+    step_lr_scale: float = Field(default=1.0, gt=0, le=1000, description="learning rate of quantizer steps, as a multiple of quant_lr")
+    calibration_batches: int = Field(default=8, ge=1, le=10_000, description="training batches the first quantizer ranges are measured on")
+    freeze_exponents_at: float = Field(default=0.7, ge=0, le=1, description="share of quantized training after which exponents stay")
+
+
+class TrainConfig(Section):
+    """How long, how fast, where."""
+
+    epochs: int = Field(default=40, ge=1, le=1_000_000, description="epochs in all, float warm start and quantized training together")
+    warm_fraction: float = Field(default=0.6, ge=0, le=1, description="share of epochs in the float warm start")
+    steps_per_epoch: int = Field(default=30, ge=1, le=1_000_000, description="training steps in an epoch")
+    lr: float = Field(default=2e-3, gt=0, le=10, description="learning rate of the float warm start")
+    quant_lr: float = Field(default=5e-4, gt=0, le=10, description="learning rate of quantized training")
+    weight_decay: float = Field(default=1e-4, ge=0, le=10, description="decoupled weight decay")
+    seed: Seed = Field(default=0, description="seed of weights, patches and augmentation")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to train; auto: a GPU where there is one")
+    amp: Literal["auto", "off", "bf16"] = Field(default="auto", description="mixed precision in training; evaluation is always exact")
+    float32_epochs: int = Field(default=0, ge=0, le=1_000_000, description="last epochs trained without mixed precision")
+    channels_last: bool = Field(default=True, description="store tensors channels last, which is faster")
+    float_twin: bool = Field(default=True, description="also finish the float network, for comparison")
+    twin_from: Name | None = Field(default=None, description="run folder whose warm start and float twin are used instead of new ones")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="processor threads; none: as many as torch takes"
+    )
+    select: Literal["best", "last"] = Field(default="best", description="checkpoint that is kept: best on validation, or the last")
+
+
+class EvalConfig(Section):
+    """What is scored, and by which engine."""
+
+    split: Literal["train", "validation", "test"] = Field(default="test", description="part of the dataset that is scored")
+    engine: Name = Field(default="auto", description="engine in the registry; auto: the fastest exact one that works here")
+
+
+class Config(Section):
+    """One run. Every field has a default, so ``Config()`` is a valid run on the phantom dataset."""
+
+    schema_version: Annotated[Literal[1], BeforeValidator(_check_whole)] = Field(default=1, description="version of this schema")
+    data: DataConfig = Field(default=DataConfig(), description="which images, and how they reach the network")
+    model: ModelConfig = Field(default=ModelConfig(), description="which network")
+    quant: QuantConfig = Field(default=QuantConfig(), description="how many bits, and by which method")
+    train: TrainConfig = Field(default=TrainConfig(), description="how long, how fast, where")
+    eval: EvalConfig = Field(default=EvalConfig(), description="what is scored, and by which engine")
+
+    @model_validator(mode="after")
+    def _patches_halve_evenly(self) -> Self:
+        factor = 2 ** (self.model.depth - 1)
+        if any(side % factor for side in self.data.patch_size):
+            rows, columns = self.data.patch_size
+            raise ValueError(
+                f"data.patch_size must hold multiples of {factor} for model.depth {self.model.depth}; found [{rows}, {columns}]"
+            )
+        return self

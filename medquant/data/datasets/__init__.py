@@ -1,0 +1,40 @@
+"""The datasets medquant knows. A new one is a file in this folder and a line in ``DATASETS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medquant.data.datasets import isbi_em
+from medquant.data.volume import Dataset
+
+PHANTOM = "phantom"
+"""Name of the generated dataset, which needs no folder and is therefore not among the readers."""
+
+
+@dataclass(frozen=True)
+class DatasetReader:
+    """How one dataset is told from others, and read.
+
+    Args:
+        name: the dataset's name, as in ``DatasetInfo.name``.
+        layout: the files it expects, in one line, for messages.
+        recognise: folder → why it is this dataset, or None. Looks at names only and never raises for a folder.
+        load: folder → dataset; raises InputError or GeometryError when the files are not what they should be.
+    """
+
+    name: str
+    layout: str
+    recognise: Callable[[Path], str | None]
+    load: Callable[[Path], Dataset]
+
+
+DATASETS: tuple[DatasetReader, ...] = (
+    DatasetReader("isbi_em", isbi_em.LAYOUT, isbi_em.recognise, isbi_em.load),
+)  # fmt: skip
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Every name ``open_dataset`` accepts besides ``auto``."""
+    return (PHANTOM, *(reader.name for reader in DATASETS))

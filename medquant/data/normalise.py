@@ -1,0 +1,121 @@
+"""Input normalisation: the one place where file units become network units.
+
+The rule is stored in a model file and applied by every engine, so the same voxels must give the same bits each time.
+All steps are elementwise IEEE operations in a fixed order, sums included; neither the memory layout of the array, nor
+the vector width of the processor, nor the number of threads enters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medquant.data.volume import FloatArray
+from medquant.errors import CheckpointError, ConfigError, InputError, unknown_name
+
+NormalisationKind = Literal["zscore_slice", "zscore_volume", "range"]
+KINDS: tuple[str, ...] = get_args(NormalisationKind)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How an image is brought to the range a network expects.
+
+    Args:
+        kind: ``zscore_slice`` (mean 0, standard deviation 1 in each slice), ``zscore_volume`` (the same over the whole volume), or
+            ``range`` (``low`` → 0, ``high`` → 1, values beyond are clipped).
+        low: lower end in file units, for ``range`` alone.
+        high: upper end in file units, for ``range`` alone.
+
+    Raises:
+        ConfigError: an unknown kind, or ends that are missing, superfluous, not finite or not in order.
+    """
+
+    kind: NormalisationKind
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"data.normalisation: {unknown_name('normalisation', str(self.kind), KINDS)}")
+        if self.kind != "range":
+            if self.low is not None or self.high is not None:
+                raise ConfigError(f"data.normalisation: {self.kind} takes no low and high; leave them out, or use range")
+        elif self.low is None or self.high is None or not -math.inf < self.low < self.high < math.inf:
+            raise ConfigError(f"data.normalisation: range needs finite low < high in file units, found low={self.low}, high={self.high}")
+
+    def apply(self, array: NDArray[np.generic]) -> FloatArray:
+        """Normalise an image.
+
+        Args:
+            array: shape ``(I, J, K)``, file units.
+
+        Returns:
+            float32 array of the same shape, C-contiguous. A slice (or volume) of one single value becomes zeros.
+
+        Raises:
+            InputError: the array has not three axes, no voxel, or holds NaN or Inf.
+        """
+        if array.ndim != 3 or array.size == 0:
+            raise InputError(f"found an image array of shape {array.shape}, expected three axes (i, j, slice) with at least one voxel")
+        values = np.array(array, dtype=np.float64, order="C")
+        if not np.isfinite(values).all():
+            count = int(np.count_nonzero(~np.isfinite(values)))
+            raise InputError(f"found {count} NaN or Inf voxels in the image, expected finite numbers; repair the image first")
+        if self.kind == "range" and self.low is not None and self.high is not None:
+            return np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0).astype(np.float32)
+        if self.kind == "zscore_volume":
+            return _zscore(values)
+        return np.stack([_zscore(np.ascontiguousarray(values[:, :, k])) for k in range(values.shape[2])], axis=2)
+
+    def to_json(self) -> dict[str, object]:
+        """The rule as plain JSON values; ``from_json`` gives it back."""
+        ends = {} if self.kind != "range" else {"low": self.low, "high": self.high}
+        return {"kind": self.kind, **ends}
+
+    @staticmethod
+    def from_json(data: Mapping[str, object]) -> Normalisation:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            CheckpointError: keys, types or values are not those of a normalisation.
+        """
+        numbers = {key: data[key] for key in ("low", "high") if key in data}
+        well_typed = all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers.values())
+        if not isinstance(data.get("kind"), str) or set(data) - {"kind", "low", "high"} or not well_typed:
+            raise CheckpointError(f"stored normalisation {dict(data)!r} is not readable, expected kind and, for range, low and high")
+        try:
+            return Normalisation(
+                kind=cast(NormalisationKind, data["kind"]), **{key: float(cast(float, value)) for key, value in numbers.items()}
+            )
+        except ConfigError as error:
+            raise CheckpointError(f"stored normalisation: {error}") from error
+
+
+def _zscore(values: NDArray[np.float64]) -> FloatArray:
+    # Compared, not computed: the mean of equal values may round away from them and leave a tiny deviation to divide by.
+    if values.min() == values.max():
+        return np.zeros(values.shape, dtype=np.float32)
+    count = float(values.size)
+    centred = values - _ordered_sum(values.ravel()) / count
+    deviation = math.sqrt(_ordered_sum(np.square(centred).ravel()) / count)
+    return (centred / deviation).astype(np.float32)
+
+
+def _ordered_sum(values: NDArray[np.float64]) -> float:
+    """Sum by adding the second half to the first until one value is left.
+
+    NumPy's own sum may group the terms differently from one build to another; elementwise additions cannot.
+    """
+    while values.size > 1:
+        half = values.size // 2
+        folded = values[:half] + values[half : 2 * half]
+        if values.size % 2:
+            folded[0] += values[-1]
+        values = folded
+    return float(values[0])

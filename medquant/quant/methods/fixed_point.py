@@ -1,0 +1,88 @@
+"""``fixed_point``: learned power-of-two steps, one for each output channel of a weight and one for each activation group.
+
+Started from the exponent of least squared error, then learned through their logarithm with LSQ's gradient (Esser et al., 2020;
+for power-of-two steps, Vandersteegen et al., 2021). Everything it produces is an exact integer program.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from medquant.quant.calibration import search_activation_format, search_weight_exponents
+from medquant.quant.fake_quantize import fake_quantize_activation, fake_quantize_weight, quantize_weight
+from medquant.quant.formats import TensorFormat
+from medquant.quant.methods.base import ActivationQuantizer, Method, WeightQuantizer
+
+
+class FixedPointWeight(WeightQuantizer):
+    """Two's complement integers (one bit: the sign) times ``2**round(log2_step[c])``."""
+
+    def __init__(self, weight_shape: tuple[int, ...], channel_axis: int | None, bits: int) -> None:
+        super().__init__(weight_shape, channel_axis, bits)
+        shape = [length if axis == channel_axis else 1 for axis, length in enumerate(weight_shape)]
+        self.log2_step = nn.Parameter(torch.zeros(shape))
+
+    def initialise(self, weight: Tensor) -> None:
+        """Exponents of least squared error."""
+        with torch.no_grad():
+            self.log2_step.copy_(-search_weight_exponents(weight, self.channel_axis, self.bits))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The quantized weight as real values."""
+        return fake_quantize_weight(weight, self.log2_step, self.bits)
+
+    def exponents(self) -> Tensor:
+        """``-round(log2_step)``."""
+        return -torch.round(self.log2_step.detach()).long()
+
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Integers and exponents, as in :class:`WeightQuantizer`."""
+        step = torch.exp2(torch.round(self.log2_step.detach()))
+        return quantize_weight(weight.detach(), step, self.bits).long(), self.exponents()
+
+
+class FixedPointActivation(ActivationQuantizer):
+    """Unsigned integers with a zero point that is fixed at calibration, times ``2**round(log2_step)``."""
+
+    zero_point: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log2_step = nn.Parameter(torch.zeros(()))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int64))
+        self._zero_point = 0  # the buffer's value without a device round trip in every forward pass
+
+    def initialise(self, samples: dict[int, Tensor], signed: bool) -> None:
+        """Step (and zero point, where signed) of least squared error over the observed values."""
+        exponent, zero_point = search_activation_format(samples, signed)
+        with torch.no_grad():
+            self.log2_step.fill_(float(-exponent))
+            self.zero_point.fill_(zero_point)
+        self._zero_point = zero_point
+
+    def forward(self, x: Tensor, exponent: int, bits: int, relu: bool) -> Tensor:
+        """Fake-quantize; with ``relu`` the lowest value is real zero."""
+        low = 0 if relu else -self._zero_point
+        return fake_quantize_activation(x, self.log2_step, 2.0**-exponent, low, 2**bits - 1 - self._zero_point)
+
+    def log2_step_value(self) -> Tensor:
+        """The learned logarithm of the step."""
+        return self.log2_step
+
+    def format(self, bits: int, exponent: int) -> TensorFormat:
+        """Width, zero point and exponent of a tensor of this group."""
+        return TensorFormat(bits, self._zero_point, exponent)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._zero_point = int(self.zero_point)
+
+
+FIXED_POINT = Method(
+    name="fixed_point",
+    summary="learned power-of-two steps, per output channel for weights, per tensor for activations; exact integers",
+    exact=True,
+    weight=FixedPointWeight,
+    activation=FixedPointActivation,
+)

@@ -1,0 +1,296 @@
+"""The trainable quantized network: any graph, run operation by operation with fake-quantized weights and activations.
+
+In evaluation mode and float32 it computes the integer program's values bit for bit: every value is an integer times a power
+of two, and float32 sums such integers exactly below 2**24; a layer whose accumulators can be larger runs in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medquant.errors import ConfigError
+from medquant.quant.fake_quantize import round_to_grid
+from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat
+from medquant.quant.graph import Add, AvgPool, Concat, Convolution, Graph, Input, MaxPool, Operation, Relu, Upsample
+from medquant.quant.methods.base import ActivationQuantizer, Method, WeightQuantizer
+from medquant.quant.plan import QuantPlan
+from medquant.quant.sharing import find_sharing
+
+_CONV = {(2, False): F.conv2d, (3, False): F.conv3d, (2, True): F.conv_transpose2d, (3, True): F.conv_transpose3d}
+_MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+_AVG_POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
+_LINEAR = {2: "bilinear", 3: "trilinear"}
+_OBSERVED_PER_BATCH = 65536
+
+
+class QuantNetwork(nn.Module):
+    """A network with a quantizer where the plan asks for one.
+
+    Shape: (N, C, *S) → (N, outputs, *S), real values (integers times powers of two where quantized).
+
+    Args:
+        graph: simplified network (:func:`medquant.quant.fold.simplify`).
+        plan: resolved bits of its layers.
+        method: where the quantizers come from.
+
+    Raises:
+        ConfigError: a step must be shared by tensors of which some are float and some are not.
+    """
+
+    def __init__(self, graph: Graph, plan: QuantPlan, method: Method) -> None:
+        super().__init__()
+        self.graph, self.plan, self.method = graph, plan, method
+        self.sharing = find_sharing(graph)
+        self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
+        self.weight_quantizers, self.activation_quantizers = nn.ModuleDict(), nn.ModuleDict()
+        for operation in graph:
+            if isinstance(operation, Convolution):
+                self._add_convolution(operation)
+        self._add_activation_quantizers()
+        self._last_reader = _last_readers(graph)
+        self._observed: dict[str, list[Tensor]] | None = None
+
+    # --- construction -------------------------------------------------------------------------------------------
+
+    def _add_convolution(self, operation: Convolution) -> None:
+        key, layer = _key(operation.name), self.plan[operation.name]
+        self.weights[key] = nn.Parameter(operation.weight.detach().clone().float())
+        bias = torch.zeros(operation.out_channels) if operation.bias is None else operation.bias.detach().clone().float()
+        self.biases[key] = nn.Parameter(bias)
+        if layer.weight_bits not in (None, FLOAT_BITS):
+            # The last layer's accumulators are compared with each other, so its channels share one exponent. A grouped
+            # transposed weight has no axis that runs over all output channels: one exponent there too.
+            geometry = operation.geometry
+            single = operation.name == self.graph.output or (geometry.transposed and geometry.groups > 1)
+            axis = None if single else geometry.channel_axis
+            self.weight_quantizers[key] = self.method.weight(tuple(operation.weight.shape), axis, int(layer.weight_bits or 0))
+
+    def _add_activation_quantizers(self) -> None:
+        members: dict[str, list[str]] = {}
+        for site, group in self.sharing.group.items():
+            members.setdefault(group, []).append(site)
+        for group, sites in members.items():
+            quantized = [site for site in sites if self._activation_bits(site) is not None]
+            if not quantized:
+                continue
+            floats = [site for site in sites if self.plan[site].activation_bits == FLOAT_BITS]
+            if floats:
+                raise ConfigError(
+                    f"{', '.join(floats)} write float and {', '.join(quantized)} integers, but they meet in a concatenation; "
+                    "give all of them activation bits, or all of them 32"
+                )
+            quantizer = self.method.activation()
+            if all(isinstance(self.graph[site], Input) for site in sites):
+                # The image's values do not change while the network learns, and the gradient with respect to a
+                # one-channel image costs as much as several other layers: its step stays as calibrated.
+                quantizer.requires_grad_(False)
+            self.activation_quantizers[_key(group)] = quantizer
+
+    def _activation_bits(self, site: str) -> int | None:
+        bits = self.plan[site].activation_bits
+        return None if bits in (None, FLOAT_BITS) else bits
+
+    # --- look-ups the lowering and the reports use ----------------------------------------------------------------
+
+    def weight_quantizer(self, name: str) -> WeightQuantizer | None:
+        """The weight quantizer of a layer, None where it is float."""
+        key = _key(name)
+        module = self.weight_quantizers[key] if key in self.weight_quantizers else None
+        return module if isinstance(module, WeightQuantizer) else None
+
+    def activation_quantizer(self, tensor: str) -> ActivationQuantizer | None:
+        """The quantizer whose step and zero point a tensor is read with, None where it is float or accumulators."""
+        key = _key(self.sharing.group_of(tensor))
+        module = self.activation_quantizers[key] if key in self.activation_quantizers else None
+        return module if isinstance(module, ActivationQuantizer) else None
+
+    def layer_parameters(self, name: str) -> tuple[Tensor, Tensor]:
+        """Latent weight and bias of a convolution."""
+        return self.weights[_key(name)], self.biases[_key(name)]
+
+    def tensor_format(self, tensor: str, exponents: dict[str, int] | None = None) -> TensorFormat | None:
+        """The format a tensor is stored in: the widest of the sites it holds, None where it is not quantized."""
+        quantizer = self.activation_quantizer(tensor)
+        widths = [self._activation_bits(site) for site in self.sharing.sources[tensor]]
+        if quantizer is None or any(width is None for width in widths):
+            return None
+        current = self.exponents() if exponents is None else exponents
+        return quantizer.format(max(width for width in widths if width is not None), current[self.sharing.group_of(tensor)])
+
+    def exponents(self) -> dict[str, int]:
+        """The current exponent of every activation group, fetched from the device in one go."""
+        quantizers = {group: self.activation_quantizer(group) for group in dict.fromkeys(self.sharing.group.values())}
+        present = {group: quantizer for group, quantizer in quantizers.items() if quantizer is not None}
+        if not present:
+            return {}
+        steps = torch.stack([quantizer.log2_step_value().detach() for quantizer in present.values()]).round().tolist()
+        return {group: -int(step) for group, step in zip(present, steps, strict=True)}
+
+    def step_parameters(self) -> Iterator[nn.Parameter]:
+        """The learned steps, which want a learning rate of their own."""
+        for quantizers in (self.weight_quantizers, self.activation_quantizers):
+            yield from (parameter for parameter in quantizers.parameters() if parameter.requires_grad)
+
+    def layer_weights(self) -> Iterator[nn.Parameter]:
+        """Latent weights and biases."""
+        yield from self.weights.parameters()
+        yield from self.biases.parameters()
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the graph; tensors are released after their last reader."""
+        exponents = self.exponents()
+        values: dict[str, Tensor] = {}
+        for operation in self.graph:
+            values[operation.name] = self._run(operation, x, values, exponents)
+            for source in operation.inputs:
+                if self._last_reader[source] == operation.name:
+                    values.pop(source, None)  # an operation may read one tensor twice
+        return values[self.graph.output]
+
+    def _run(self, operation: Operation, image: Tensor, values: dict[str, Tensor], exponents: dict[str, int]) -> Tensor:
+        inputs = [values[name] for name in operation.inputs]
+        if isinstance(operation, Convolution):
+            return self._write(operation, self._convolve(operation, inputs[0], exponents), exponents, operation.relu)
+        if isinstance(operation, Input):
+            return self._write(operation, image, exponents, relu=False)
+        if isinstance(operation, Concat):
+            return torch.cat(inputs, dim=1)
+        if isinstance(operation, MaxPool):
+            return _MAX_POOL[len(operation.kernel)](inputs[0], operation.kernel, operation.stride, operation.padding)
+        if isinstance(operation, Relu):
+            return torch.relu(inputs[0])
+        if isinstance(operation, Add):
+            return self._write(operation, inputs[0] + inputs[1], exponents, operation.relu)
+        if isinstance(operation, AvgPool):
+            pooled = _AVG_POOL[len(operation.kernel)](inputs[0], operation.kernel, operation.stride)
+            return self._write(operation, pooled, exponents, relu=False)
+        if isinstance(operation, Upsample):
+            if operation.mode == "nearest":
+                return F.interpolate(inputs[0], scale_factor=operation.factor, mode="nearest")
+            mode = _LINEAR[operation.spatial_axes]
+            up = F.interpolate(inputs[0], scale_factor=operation.factor, mode=mode, align_corners=False)
+            return self._write(operation, up, exponents, relu=False)
+        raise ConfigError(f"{operation.name}: no way to run {type(operation).__name__}")
+
+    def _write(self, operation: Operation, x: Tensor, exponents: dict[str, int], relu: bool) -> Tensor:
+        """What an operation leaves in memory: its values, rectified and quantized as the plan says."""
+        bits = self._activation_bits(operation.name)
+        if self._observed is not None:
+            x = torch.relu(x) if relu else x
+            _observe(self._observed, operation.name, x)
+            return x
+        if bits is None:
+            return torch.relu(x) if relu else x
+        group = self.sharing.group[operation.name]
+        quantizer = self.activation_quantizer(operation.name)
+        if quantizer is None:
+            raise ConfigError(f"{operation.name} has {bits} activation bits but no quantizer")
+        # A shared zero point above 0 leaves room below real zero that a tensor without negative values never uses.
+        quantized: Tensor = quantizer(x, exponents[group], bits, relu)
+        return quantized.float() if quantized.dtype == torch.float64 else quantized
+
+    def _convolve(self, operation: Convolution, x: Tensor, exponents: dict[str, int]) -> Tensor:
+        weight, bias = self.layer_parameters(operation.name)
+        quantizer = None if self._observed is not None else self.weight_quantizer(operation.name)
+        reads = self.activation_quantizer(operation.inputs[0])
+        if quantizer is not None:
+            weight = quantizer(weight)
+            if reads is not None:
+                exponent = exponents[self.sharing.group_of(operation.inputs[0])]
+                grid = torch.exp2(-(quantizer.exponents() + exponent).float())
+                bias = round_to_grid(bias, _per_channel(grid, operation))
+                if not self.training and self._is_wide(operation, weight, bias, grid, exponents):
+                    x, weight, bias = x.double(), weight.double(), bias.double()
+        geometry = operation.geometry
+        convolve = _CONV[geometry.spatial_axes, geometry.transposed]
+        if geometry.transposed:
+            return convolve(  # type: ignore[operator, no-any-return]
+                x, weight, bias, geometry.stride, geometry.padding, geometry.output_padding, geometry.groups, geometry.dilation
+            )
+        return convolve(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)  # type: ignore[operator, no-any-return]
+
+    def _is_wide(self, operation: Convolution, weight: Tensor, bias: Tensor, grid: Tensor, exponents: dict[str, int]) -> bool:
+        """Whether some accumulator could reach 2**24, judged from the actual integers."""
+        read = self.tensor_format(operation.inputs[0], exponents)
+        if read is None:
+            return False
+        with torch.no_grad():
+            step = torch.exp2(-torch.tensor(float(read.exponent)))
+            integers = (weight / (grid / step)).abs()
+            sums = integers.sum(dim=[axis for axis in range(weight.dim()) if axis != operation.geometry.channel_axis])
+            # A transposed weight's groups share the channel axis: their sum bounds each of them.
+            bound = float(sums.max()) * read.largest_magnitude + float((bias / _per_channel(grid, operation)).abs().max())
+        return bound >= FLOAT32_EXACT_LIMIT
+
+    # --- calibration --------------------------------------------------------------------------------------------
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Start every step from a search over the float network's own weights and activations.
+
+        Args:
+            batches: images of the training cases, each of shape (N, C, *S).
+
+        Raises:
+            ConfigError: there is no batch, or the network is not finite on it.
+        """
+        self._observed = {}
+        try:
+            with torch.no_grad():
+                for batch in batches:
+                    self.forward(batch)
+            observed = self._observed
+        finally:
+            self._observed = None
+        if not observed:
+            raise ConfigError("calibration needs at least one batch of training images, found none")
+        for group in dict.fromkeys(self.sharing.group.values()):
+            quantizer = self.activation_quantizer(group)
+            if quantizer is not None:
+                quantizer.initialise(self._group_samples(group, observed), group in self.sharing.signed)
+        for name in [operation.name for operation in self.graph if isinstance(operation, Convolution)]:
+            weight_quantizer = self.weight_quantizer(name)
+            if weight_quantizer is not None:
+                weight_quantizer.initialise(self.layer_parameters(name)[0])
+
+    def _group_samples(self, group: str, observed: dict[str, list[Tensor]]) -> dict[int, Tensor]:
+        samples: dict[int, list[Tensor]] = {}
+        for site, owner in self.sharing.group.items():
+            bits = self._activation_bits(site)
+            if owner == group and bits is not None:
+                samples.setdefault(bits, []).extend(observed[site])
+        joined = {bits: torch.cat(parts) for bits, parts in samples.items()}
+        if not all(bool(torch.isfinite(values).all()) for values in joined.values()):
+            raise ConfigError(f"calibration met values at {group} that are not finite; the float network has diverged")
+        return joined
+
+
+def _key(name: str) -> str:
+    """Layer name as a parameter key; torch allows no dots in those."""
+    return name.replace(".", "/")
+
+
+def _per_channel(grid: Tensor, operation: Convolution) -> Tensor:
+    """A weight-shaped grid of exponents as one value for each output channel."""
+    flat = grid.reshape(-1)
+    return flat if flat.numel() == operation.out_channels else flat.expand(operation.out_channels)
+
+
+def _last_readers(graph: Graph) -> dict[str, str]:
+    last: dict[str, str] = {}
+    for operation in graph:
+        for source in operation.inputs:
+            last[source] = operation.name
+    last[graph.output] = ""
+    return last
+
+
+def _observe(observed: dict[str, list[Tensor]], name: str, x: Tensor) -> None:
+    flat = x.detach().float().reshape(-1)
+    stride = max(1, flat.numel() // _OBSERVED_PER_BATCH)
+    observed.setdefault(name, []).append(flat[::stride].clone())

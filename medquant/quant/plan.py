@@ -1,0 +1,144 @@
+"""Which layer computes with how many bits: the resolved plan, printed by the command line and stored with a run.
+
+A layer's weight bits are the width its weights are stored in; its activation bits are the width of what it *writes*, so that
+every tensor in memory has one width and belongs to one row. The image is the row ``input``. The last layer writes 32-bit
+accumulators, which are compared as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medquant.config.bits import BitRule, resolve
+from medquant.errors import ConfigError, UsageError
+from medquant.quant.formats import FLOAT_BITS
+from medquant.quant.graph import Add, AvgPool, Convolution, Graph, Input, Operation, Upsample
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The bits of one layer.
+
+    Args:
+        name: layer name, as bit rules match it.
+        kind: what the layer is, for the table.
+        weight_bits: 1 to 8, 32 for float, None where there are no weights.
+        activation_bits: width of the tensor it writes: 1 to 8, 32 for float, None for the accumulators of the last layer.
+        weights: number of weights.
+        biases: number of bias values.
+        note: why the bits differ from the run's own, or "".
+    """
+
+    name: str
+    kind: str
+    weight_bits: int | None
+    activation_bits: int | None
+    weights: int = 0
+    biases: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """The plan of a whole network, layers in the order they run."""
+
+    layers: tuple[LayerPlan, ...]
+
+    def __getitem__(self, name: str) -> LayerPlan:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether every layer is quantized, so that the network is an integer program."""
+        return all(bits != FLOAT_BITS for layer in self.layers for bits in (layer.weight_bits, layer.activation_bits))
+
+    @property
+    def is_float(self) -> bool:
+        """Whether no layer is quantized."""
+        return all(bits in (None, FLOAT_BITS) for layer in self.layers for bits in (layer.weight_bits, layer.activation_bits))
+
+
+def writes_new_values(operation: Operation) -> bool:
+    """Whether an operation computes values that need a quantizer; pooling by maximum, copies and joins only move integers."""
+    if isinstance(operation, Upsample):
+        return operation.mode == "linear"
+    return isinstance(operation, Input | Convolution | Add | AvgPool)
+
+
+def resolve_plan(graph: Graph, wbits: int, abits: int, edge_bits: int, rules: Sequence[BitRule] = ()) -> QuantPlan:
+    """Decide the bits of every layer.
+
+    Args:
+        graph: simplified network (see :func:`medquant.quant.fold.simplify`).
+        wbits: weight bits of layers no rule speaks of, 1 to 8 or 32.
+        abits: activation bits likewise.
+        edge_bits: weight bits of the first and the last convolution and width of the image; not used where ``wbits`` is 32.
+        rules: per-layer rules; the last match wins.
+
+    Raises:
+        UsageError: a rule matches no layer, or gives weight bits where only layers without weights match.
+        ConfigError: the network has no convolution.
+    """
+    sites = [operation for operation in graph if writes_new_values(operation)]
+    convolutions = [operation for operation in sites if isinstance(operation, Convolution)]
+    if not convolutions:
+        raise ConfigError("the network has no convolution; there is nothing to quantize")
+    _refuse_idle_weights(rules, sites)
+    edges = {convolutions[0].name: "first layer", convolutions[-1].name: "last layer"}
+    defaults: dict[str, tuple[int, int]] = {}
+    for site in sites:
+        weight = edge_bits if site.name in edges and wbits != FLOAT_BITS else wbits
+        activation = edge_bits if isinstance(site, Input) and abits != FLOAT_BITS else abits
+        defaults[site.name] = (weight, activation)
+    resolved = resolve(rules, [site.name for site in sites], defaults)
+    layers = []
+    for site in sites:
+        bits, chosen = resolved[site.name], defaults[site.name]
+        note = _note(site, edges, bits, chosen, (wbits, abits))
+        layers.append(_layer(site, bits, note, is_last=site.name == graph.output))
+    return QuantPlan(tuple(layers))
+
+
+def _refuse_idle_weights(rules: Sequence[BitRule], sites: Sequence[Operation]) -> None:
+    for rule in rules:
+        matched = [site for site in sites if rule.matches(site.name)]
+        if rule.weight_bits is not None and matched and not any(isinstance(site, Convolution) for site in matched):
+            names = ", ".join(site.name for site in matched)
+            raise UsageError(f"bit rule {rule.text!r} gives weight bits to {names}, which has no weights; write '{rule.pattern}=/A'")
+
+
+def _note(site: Operation, edges: dict[str, str], bits: tuple[int, int], default: tuple[int, int], uniform: tuple[int, int]) -> str:
+    if bits != default:
+        return "set by rule"
+    if site.name in edges and bits[0] != uniform[0]:
+        return f"{edges[site.name]}: {bits[0]}-bit weights"
+    if isinstance(site, Input) and bits[1] != uniform[1]:
+        return f"image: {bits[1]} bits"
+    if isinstance(site, Convolution) and _is_norm(site):
+        return "batch norm that cannot be folded"
+    return ""
+
+
+def _layer(site: Operation, bits: tuple[int, int], note: str, is_last: bool) -> LayerPlan:
+    weight_bits, activation_bits = bits
+    # Accumulators are compared as they are, so the last convolution writes no quantized tensor.
+    written = None if is_last and isinstance(site, Convolution) else activation_bits
+    if not isinstance(site, Convolution):
+        return LayerPlan(site.name, _kind(site), None, written, note=note)
+    return LayerPlan(site.name, _kind(site), weight_bits, written, site.weight.numel(), site.out_channels, note)
+
+
+def _is_norm(site: Convolution) -> bool:
+    return site.geometry.groups == site.out_channels and site.weight[0].numel() == 1 and site.out_channels > 1
+
+
+def _kind(site: Operation) -> str:
+    if isinstance(site, Convolution):
+        size = "×".join(str(length) for length in site.weight.shape[2:])
+        grouped = "depthwise " if site.geometry.groups == site.out_channels > 1 else ""
+        return f"{grouped}{'transposed ' if site.geometry.transposed else ''}conv {size}"
+    return {Input: "image", Upsample: "up ×2 linear", Add: "add", AvgPool: "average pool"}[type(site)]

@@ -1,0 +1,1 @@
+"""The packed model file and the engines that run it."""

@@ -1,0 +1,113 @@
+"""The header of a packed model file: canonical JSON, its schema, and the way from older schemas."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from medquant.deploy.metadata import ModelMetadata
+from medquant.deploy.stored_nodes import StoredConvolution, StoredNode
+from medquant.errors import CheckpointError
+
+SCHEMA_VERSION = 1
+REMEDY = "copy the file again or export the model anew"
+
+TensorRole = Literal["weight", "bias", "exponents"]
+ROLES: tuple[TensorRole, ...] = ("weight", "bias", "exponents")
+BIAS_BITS = 32
+EXPONENT_BITS = 8
+
+# Schema version → what turns a header of that version (as JSON values) into one of the next. There is no older one yet.
+_UPGRADES: dict[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {}
+
+
+class TensorEntry(NamedTuple):
+    """Where one array of a convolution lies; in the JSON a list in this order, since keys would outweigh small tensors.
+
+    Args:
+        node: the convolution.
+        role: which of its arrays.
+        bits: stored width of an element.
+        shape: shape of the array.
+        offset: bytes from the start of the tensor data.
+        size_bytes: ``ceil(elements * bits / 8)``.
+        sha256: digest of these bytes, as URL-safe base64 without padding.
+    """
+
+    node: str
+    role: TensorRole
+    bits: Annotated[int, Field(ge=1, le=32)]
+    shape: Annotated[tuple[Annotated[int, Field(ge=1, le=2**40)], ...], Field(min_length=1, max_length=5)]
+    offset: Annotated[int, Field(ge=0)]
+    size_bytes: Annotated[int, Field(ge=1)]
+    sha256: str
+
+
+def tensor_sha256(data: bytes) -> str:
+    """The digest of a tensor's bytes as a :class:`TensorEntry` holds it."""
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+
+
+class Header(BaseModel):
+    """What the file holds: the nodes in the order they run, the place of every tensor, the metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nodes: tuple[StoredNode, ...]
+    output_exponents: tuple[int, ...]
+    tensors: tuple[TensorEntry, ...]
+    metadata: ModelMetadata
+
+    def wanted_tensors(self) -> list[tuple[str, TensorRole, int]]:
+        """Node, role and bits of each tensor the nodes ask for, in the order of the file."""
+        convolutions = [node for node in self.nodes if isinstance(node, StoredConvolution)]
+        return [
+            (node.name, role, bits)
+            for node in convolutions
+            for role, bits in ((ROLES[0], node.weight_bits), (ROLES[1], BIAS_BITS), (ROLES[2], EXPONENT_BITS))
+        ]
+
+    def to_bytes(self) -> bytes:
+        """The canonical JSON: one header has one spelling."""
+        values = self.model_dump(mode="json")
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def parse_header(text: bytes, version: int) -> Header:
+    """Read a header of schema ``version``, which is at most :data:`SCHEMA_VERSION`.
+
+    Raises:
+        CheckpointError: it is no JSON, a field is missing, unknown or out of range, or there is no way from its version.
+    """
+    try:
+        header = Header.model_validate_json(text if version == SCHEMA_VERSION else _upgraded(text, version), strict=True)
+        # Also refuses a key that stands twice, of which a parser would take one in silence.
+        canonical = version != SCHEMA_VERSION or header.to_bytes() == text
+    except ValidationError as error:
+        raise CheckpointError(f"header: {_mistakes(error)}; {REMEDY}") from error
+    except ValueError as error:
+        raise CheckpointError(f"header: {error}; {REMEDY}") from error
+    if not canonical:
+        raise CheckpointError(f"header: found JSON in another spelling than medquant writes, expected sorted keys, each once; {REMEDY}")
+    return header
+
+
+def _upgraded(text: bytes, version: int) -> bytes:
+    values: dict[str, JsonValue] = {}
+    for step in range(version, SCHEMA_VERSION):
+        upgrade = _UPGRADES.get(step)
+        if upgrade is None:
+            raise CheckpointError(f"found schema version {version}, expected {SCHEMA_VERSION}: no way to upgrade it; export the model anew")
+        values = upgrade(values or json.loads(text))
+    return json.dumps(values).encode()
+
+
+def _mistakes(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_input=False)
+    shown = [f"{'.'.join(str(part) for part in mistake['loc']) or 'JSON'}: {mistake['msg']}" for mistake in found[:3]]
+    return "; ".join(shown) + (f" and {len(found) - 3} more" if len(found) > 3 else "")

@@ -1,0 +1,40 @@
+"""The ``medquant`` command. Heavy imports happen inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import typer
+
+from medquant.cli.doctor import doctor
+from medquant.cli.evaluate import evaluate
+from medquant.cli.info import info
+from medquant.cli.inspect import inspect
+from medquant.cli.plan import plan
+from medquant.cli.train import train
+
+app = typer.Typer(
+    name="medquant",
+    help="Medical segmentation networks whose every layer computes with a few bits.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("plan")(plan)
+app.command("info")(info)
+app.command("doctor")(doctor)
+app.command("inspect")(inspect)
+
+
+@app.callback()
+def _root() -> None:
+    """Medical segmentation networks whose every layer computes with a few bits."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

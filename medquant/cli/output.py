@@ -1,0 +1,80 @@
+"""What every command shares: options, errors as one or two lines with an exit code, JSON on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from medquant.errors import InterruptedRunError, MedquantError
+
+SCHEMA = 1
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print more, and a traceback on errors.")]
+
+
+@dataclass
+class Voice:
+    """How loud a command is."""
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def say(self, text: str) -> None:
+        """A line of information, on stderr."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def result(self, text: str, document: Mapping[str, object]) -> None:
+        """The result, on stdout: the text, or the document where JSON is asked for."""
+        if self.as_json:
+            print(json.dumps({"schema": SCHEMA, **document}, indent=1, sort_keys=True, allow_nan=False))
+        else:
+            print(text)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """End a command with the exit code of the error it meets, and one or two lines on stderr."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except MedquantError as error:
+            _complain(str(error), bool(kwargs.get("verbose")))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _complain("stopped", verbose=False)
+            raise typer.Exit(InterruptedRunError.exit_code) from error
+        except BrokenPipeError as error:
+            # The reader (head, a pager) has seen enough; nothing is wrong. Python would complain again when it closes stdout.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from error
+        except MemoryError as error:
+            _complain("out of memory; lower data.batch_size, data.patch_size or model.channels", bool(kwargs.get("verbose")))
+            raise typer.Exit(1) from error
+        except Exception as error:
+            _complain(
+                f"internal error: {type(error).__name__}: {error}\nThis is a fault of medquant; run again with --verbose and report it.",
+                True,
+            )
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def _complain(text: str, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+    print(f"medquant: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Training runs: stages, checkpoints, the run folder, and what follows training."""

@@ -1,0 +1,42 @@
+"""The training loss: cross-entropy plus soft Dice, in float32, for one output or several."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SMOOTH = 1.0
+"""Added to both sides of the soft Dice quotient, so that an absent class neither divides by zero nor dominates."""
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy plus one minus the mean soft Dice over classes.
+
+    With one output the classes are the two signs of the logit, and both count in Dice: the rarer of the two (a membrane, an
+    organ) is what a score is lost on. With several, class 0 is left out of Dice, as background is by custom.
+
+    Args:
+        logits: (N, 1 or classes, *S), any float type.
+        labels: class numbers, int64, (N, *S).
+
+    Returns:
+        A scalar in float32.
+    """
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        target = labels.unsqueeze(1).float()
+        entropy = F.binary_cross_entropy_with_logits(logits, target)
+        probability = torch.sigmoid(logits)
+        return entropy + 1.0 - 0.5 * (_soft_dice(probability, target) + _soft_dice(1.0 - probability, 1.0 - target)).mean()
+    entropy = F.cross_entropy(logits, labels)
+    probability = torch.softmax(logits, dim=1)
+    target = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()
+    return entropy + 1.0 - _soft_dice(probability, target)[1:].mean()
+
+
+def _soft_dice(probability: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice of each class over the whole batch, (N, C, *S) → (C,)."""
+    axes = [axis for axis in range(probability.dim()) if axis != 1]
+    overlap = (probability * target).sum(dim=axes)
+    return (2.0 * overlap + _SMOOTH) / (probability.sum(dim=axes) + target.sum(dim=axes) + _SMOOTH)

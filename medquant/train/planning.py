@@ -1,0 +1,66 @@
+"""The resolved plan of a run, a model file or a configuration, weighed; nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medquant.config.schema import Config
+from medquant.deploy.packed import load_model
+from medquant.errors import UsageError
+from medquant.evaluate.ledger import Ledger, weigh_plan
+from medquant.quant.plan import QuantPlan
+from medquant.train.run_folder import RunFolder
+from medquant.train.session import build_network, outputs_for, plan_network
+from medquant.train.start import TrainRequest, resolve_config
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What was asked for: a run or model file, or a configuration with options."""
+
+    target: Path | None = None
+    config_file: Path | None = None
+    overrides: Sequence[str] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """A plan and its ledger."""
+
+    plan: QuantPlan
+    ledger: Ledger
+
+    def to_json(self) -> dict[str, object]:
+        """Layers and memory as JSON values."""
+        return {"layers": [vars(layer) for layer in self.plan.layers], "memory": self.ledger.to_json()}
+
+
+def make_plan(request: PlanRequest) -> PlannedNetwork:
+    """Resolve and weigh.
+
+    Raises:
+        UsageError: a rule matches nothing, or options are given beside a run or model.
+        ConfigError: mistakes in the configuration.
+        CheckpointError: the run or model file cannot be read.
+    """
+    if request.target is None:
+        config, dataset = resolve_config(TrainRequest(request.config_file, request.overrides, request.options))
+        return _plan_config(config, outputs_for(len(dataset.info.classes)))
+    if request.options or request.overrides or request.config_file is not None:
+        raise UsageError(f"{request.target} has its plan already; leave out the other options, or leave out {request.target}")
+    if request.target.is_dir():
+        run = RunFolder.open(request.target)
+        return _plan_config(run.config, outputs_for(len(run.classes)))
+    packed = load_model(request.target)
+    return _plan_config(Config.model_validate(packed.metadata.config, strict=False), outputs_for(len(packed.metadata.classes)))
+
+
+def _plan_config(config: Config, outputs: int) -> PlannedNetwork:
+    network = build_network(config, outputs)
+    graph, plan = plan_network(config, network)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    shape = (1, 1, *config.data.patch_size)
+    return PlannedNetwork(plan, weigh_plan(graph, plan, parameters, config.quant.wbits, shape))

@@ -1,0 +1,275 @@
+"""A whole training run: float warm start, float twin, quantized training. What comes after stands in finish.py.
+
+The float twin and the quantized network both start from the end of the warm start and see the same samples at the same
+learning rates, so their difference is what quantization costs, not what longer training brings.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from medquant.config.bits import parse_rule
+from medquant.config.schema import Config
+from medquant.data.augment import Augmenter
+from medquant.data.normalise import Normalisation
+from medquant.data.patches import PatchDataset
+from medquant.data.split import Split
+from medquant.data.volume import Dataset
+from medquant.errors import ConfigError
+from medquant.evaluate.evaluation import mean_dice, select_cases
+from medquant.evaluate.predictors import FloatPredictor
+from medquant.models import build_model
+from medquant.quant.capture import capture
+from medquant.quant.fold import simplify
+from medquant.quant.graph import Graph
+from medquant.quant.methods import get_method
+from medquant.quant.network import QuantNetwork
+from medquant.quant.plan import QuantPlan, resolve_plan
+from medquant.train.batch_norm import reestimate_batch_norm
+from medquant.train.batches import EpochBatches
+from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from medquant.train.precision import choose_device, use_bfloat16
+from medquant.train.recorder import Recorder
+from medquant.train.reporting import Reporter
+from medquant.train.run_folder import RunFolder
+from medquant.train.seeds import make_repeatable
+from medquant.train.stage import StagePlan, StageRunner, Surroundings
+from medquant.train.state import load_model, progress_of
+
+Network = TypeVar("Network", bound=nn.Module)
+
+# Samples for calibration and batch norm come from epochs no training stage reaches.
+_CALIBRATION_EPOCH = 2_000_000
+_BATCH_NORM_EPOCH = 3_000_000
+
+
+def outputs_for(classes: int) -> int:
+    """Outputs of a network: one for two classes (its sign decides), otherwise one for each class."""
+    return 1 if classes == 2 else classes
+
+
+def build_network(config: Config, outputs: int) -> nn.Module:
+    """The float network of a configuration.
+
+    Raises:
+        ConfigError: an unknown network name.
+    """
+    model = config.model
+    options = model.model_dump(exclude={"name"})
+    return build_model(model.name, in_channels=1, out_channels=outputs, **options)
+
+
+def plan_network(config: Config, network: nn.Module) -> tuple[Graph, QuantPlan]:
+    """The simplified graph of a float network and the bits of its layers.
+
+    Raises:
+        UsageError: a layer rule matches nothing.
+        ConfigError: the network holds something that has no integer form.
+    """
+    parameter = next(network.parameters())
+    side = 2**config.model.depth
+    example = torch.zeros((2, 1, *[side] * config.model.dimensions), device=parameter.device)
+    graph = simplify(capture(network, example))
+    quant = config.quant
+    rules = [parse_rule(text) for text in quant.layer_bits]
+    return graph, resolve_plan(graph, quant.wbits, quant.abits, quant.edge_bits, rules)
+
+
+class TrainingSession:
+    """Runs the stages of one run.
+
+    Args:
+        config: everything decided.
+        dataset: the data, already checked against the run.
+        split: its parts.
+        run: the run folder, new or to be resumed.
+        reporter: told of every event.
+        stop_requested: asked after each step; True saves and ends the run.
+        writable: False to look at a finished run without touching its records.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        split: Split,
+        run: RunFolder,
+        reporter: Reporter,
+        stop_requested: Callable[[], bool],
+        writable: bool = True,
+    ) -> None:
+        self.config, self.dataset, self.split, self.run_folder, self.reporter = config, dataset, split, run, reporter
+        self.threads = make_repeatable(config.train.seed, config.train.threads)
+        self.device = choose_device(config.train.device)
+        self.normalisation = Normalisation(config.data.normalisation, *_range_ends(config))
+        self.warm_epochs = round(config.train.epochs * config.train.warm_fraction)
+        self.network = self._place(build_network(config, outputs_for(len(dataset.info.classes))))
+        self.size_multiple = 2 ** (config.model.depth - 1)
+        self.plan = plan_network(config, self.network)[1]
+        self._check_epochs()
+        if writable:
+            self.around = self._surroundings(stop_requested)
+
+    # --- preparation ----------------------------------------------------------------------------------------------
+
+    def _check_epochs(self) -> None:
+        if self.warm_epochs == self.config.train.epochs and not self.plan.is_float:
+            raise ConfigError(
+                f"train.warm_fraction {self.config.train.warm_fraction} leaves none of {self.config.train.epochs} epochs "
+                "for quantized training; lower it"
+            )
+
+    def _place(self, network: Network) -> Network:
+        network = network.to(self.device)
+        if self.config.train.channels_last and self.config.model.dimensions == 2:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
+
+    def _patches(self) -> PatchDataset:
+        data, train = self.config.data, self.config.train
+        augmenter = Augmenter(data.augmentation, data.patch_size)
+        cases = select_cases(self.dataset, self.split.train)
+        return PatchDataset(cases, self.normalisation, data.patch_size, augmenter, train.steps_per_epoch * data.batch_size, train.seed)
+
+    def _surroundings(self, stop_requested: Callable[[], bool]) -> Surroundings:
+        validation = select_cases(self.dataset, self.split.validation)
+
+        def validate(network: nn.Module) -> Mapping[str, float]:
+            return mean_dice(validation, self.dataset.info, FloatPredictor(network, self.size_multiple), self.normalisation)
+
+        batches = EpochBatches(self._patches(), self.config.data, self.device, self.config.train.channels_last)
+        return Surroundings(
+            config=self.config.train,
+            batches=batches,
+            validate=validate,
+            recorder=Recorder(self.run_folder.path, self._kept_records()),
+            reporter=self.reporter,
+            last_folder=self.run_folder.last,
+            device=self.device,
+            bfloat16=use_bfloat16(self.config.train.amp, self.device),
+            stop_requested=stop_requested,
+        )
+
+    def _kept_records(self) -> set[tuple[str, int]]:
+        """The epochs that count: all of finished stages, and those of the present one that are complete."""
+        if not has_checkpoint(self.run_folder.last):
+            return set()
+        progress = progress_of(load_checkpoint(self.run_folder.last))
+        kept = {(progress.stage, epoch) for epoch in range(progress.epoch)}
+        return kept | {(stage, epoch) for stage in progress.finished_stages for epoch in range(self.config.train.epochs)}
+
+    # --- the run --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train all stages, from wherever the run stands.
+
+        Raises:
+            InterruptedRunError: stopped on request, saved.
+            CheckpointError: the disk is full, or a checkpoint is damaged.
+        """
+        self.run_folder.note(device=str(self.device), threads=self.threads, bfloat16=self.around.bfloat16)
+        try:
+            finished = self._stages_before()
+            if "warm" not in finished:
+                self._train_warm()
+            if "float" not in finished and (self.config.train.float_twin or self.plan.is_float):
+                self._train_float()
+            if not self.plan.is_float:
+                self._train_quantized()
+        finally:
+            self.around.recorder.close()
+
+    def _stages_before(self) -> list[str]:
+        if has_checkpoint(self.run_folder.last):
+            return progress_of(load_checkpoint(self.run_folder.last)).finished_stages
+        if self.config.train.twin_from is not None:
+            self._adopt_twin(Path(self.config.train.twin_from))
+            return ["warm", "float"]
+        return []
+
+    def _adopt_twin(self, source: Path) -> None:
+        """Take warm start and float twin of another run, which must have been made the same way."""
+        other = RunFolder.open(source)
+        other.check_data(self.dataset)
+        mine, theirs = _recipe(self.config), _recipe(other.config)
+        if mine != theirs or other.split != self.split:
+            differing = sorted(key for key in mine if mine[key] != theirs.get(key)) or ["split"]
+            raise ConfigError(f"train.twin_from {source}: made with another recipe ({', '.join(differing)} differ); train the twin anew")
+        # A float run keeps its network in best/; a quantized one keeps its float twin apart.
+        twin = other.twin if has_checkpoint(other.twin) else other.best
+        for folder, destination in ((other.warm, self.run_folder.warm), (twin, self.run_folder.twin)):
+            load_checkpoint(folder)  # refuses what is missing or damaged
+            shutil.copytree(folder, destination, dirs_exist_ok=True)
+
+    def _train_warm(self) -> None:
+        plan = StagePlan("warm", self.warm_epochs, 0, self.config.train.lr, None)
+        StageRunner(plan, self.network, self.around, []).run()
+        self._reestimate(self.network)
+        save_checkpoint(self.run_folder.warm, _weights_of(self.network))
+
+    def _train_float(self) -> None:
+        folder = self.run_folder.best if self.plan.is_float else self.run_folder.twin
+        load_model(load_checkpoint(self.run_folder.warm), self.network)
+        StageRunner(self._second_stage("float", folder), self.network, self.around, ["warm"]).run()
+        # The statistics are those of the last batches of one epoch; estimate them over many, as the quantized network's are.
+        kept = load_checkpoint(folder)
+        if not kept.values.get("batch_norm_reestimated"):
+            load_model(kept, self.network)
+            self._reestimate(self.network)
+            save_checkpoint(folder, Checkpoint(_weights_of(self.network).tensors, {**kept.values, "batch_norm_reestimated": True}))
+
+    def _train_quantized(self) -> None:
+        finished = [stage for stage in ("warm", "float") if stage == "warm" or self.config.train.float_twin]
+        network = self.quantized_network()
+        last = self.run_folder.last
+        if not (has_checkpoint(last) and progress_of(load_checkpoint(last)).stage == "quantized"):
+            self._calibrate(network)
+        quant = self.config.quant
+        plan = self._second_stage("quantized", self.run_folder.best)
+        StageRunner(plan, network, self.around, finished, quant.freeze_exponents_at, quant.step_lr_scale).run()
+
+    def _second_stage(self, name: str, folder: Path) -> StagePlan:
+        train = self.config.train
+        return StagePlan(name, train.epochs - self.warm_epochs, self.warm_epochs, train.quant_lr, folder, train.float32_epochs)
+
+    def quantized_network(self) -> QuantNetwork:
+        """The quantized network over the warm start's weights, batch norm folded, not yet calibrated."""
+        load_model(load_checkpoint(self.run_folder.warm), self.network)
+        graph, plan = plan_network(self.config, self.network)
+        return self._place(QuantNetwork(graph, plan, get_method(self.config.quant.method)))
+
+    def _calibrate(self, network: QuantNetwork) -> None:
+        batches = self.around.batches.epoch(
+            _CALIBRATION_EPOCH, 0, min(self.config.quant.calibration_batches, self.config.train.steps_per_epoch)
+        )
+        network.calibrate(images for images, _ in batches)
+
+    def _reestimate(self, network: nn.Module) -> None:
+        steps = min(2 * self.config.quant.calibration_batches, self.config.train.steps_per_epoch)
+        reestimate_batch_norm(network, (images for images, _ in self.around.batches.epoch(_BATCH_NORM_EPOCH, 0, steps)))
+
+
+def _weights_of(network: nn.Module) -> Checkpoint:
+    return Checkpoint({f"model/{name}": tensor for name, tensor in network.state_dict().items()}, {})
+
+
+def _recipe(config: Config) -> dict[str, object]:
+    """What must agree for two runs to share a float network: everything but bits, places and what is scored."""
+    dumped = config.model_dump(mode="json")
+    train = {key: value for key, value in dumped["train"].items() if key not in ("twin_from", "float_twin")}
+    data = {key: value for key, value in dumped["data"].items() if key not in ("path", "workers")}
+    return {
+        f"{name}.{key}": value
+        for name, section in (("train", train), ("data", data), ("model", dumped["model"]))
+        for key, value in section.items()
+    }
+
+
+def _range_ends(config: Config) -> tuple[float, float] | tuple[()]:
+    return (0.0, 255.0) if config.data.normalisation == "range" else ()

@@ -1,0 +1,202 @@
+"""One stage of training: some epochs of one network at one peak learning rate, saved after each epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from medquant.config.schema import TrainConfig
+from medquant.errors import ConfigError, InterruptedRunError
+from medquant.quant.network import QuantNetwork
+from medquant.train.batches import EpochBatches
+from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from medquant.train.losses import segmentation_loss
+from medquant.train.recorder import Recorder
+from medquant.train.reporting import Reporter
+from medquant.train.schedule import learning_rate
+from medquant.train.state import Progress, pack_state, progress_of, unpack_state
+
+Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage is.
+
+    Args:
+        name: ``warm``, ``float`` or ``quantized``.
+        epochs: number of epochs.
+        first_epoch: number of its first epoch counted over the whole run, which decides which samples it sees.
+        peak_lr: highest learning rate.
+        best_folder: where the best checkpoint goes, None where nobody needs one.
+        float32_epochs: last epochs without autocast.
+    """
+
+    name: str
+    epochs: int
+    first_epoch: int
+    peak_lr: float
+    best_folder: Path | None
+    float32_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all stages of a run share."""
+
+    config: TrainConfig
+    batches: EpochBatches
+    validate: Validate
+    recorder: Recorder
+    reporter: Reporter
+    last_folder: Path
+    device: torch.device
+    bfloat16: bool
+    stop_requested: Callable[[], bool]
+
+
+class StageRunner:
+    """Trains one network through one stage, resuming where the last checkpoint of that stage stands.
+
+    Args:
+        plan: the stage.
+        network: what is trained, on the device already.
+        around: what all stages share.
+        finished: names of the stages before.
+        freeze_at: share of the epochs after which the learned steps of a quantized network stay, None for other networks.
+        step_lr_scale: learning rate of the learned steps relative to that of the weights.
+    """
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        network: nn.Module,
+        around: Surroundings,
+        finished: Iterable[str],
+        freeze_at: float | None = None,
+        step_lr_scale: float = 1.0,
+    ) -> None:
+        self.plan, self.network, self.around, self.freeze_at = plan, network, around, freeze_at
+        self.optimizer = _make_optimizer(network, around.config.weight_decay, step_lr_scale)
+        self.progress = Progress(plan.name, finished_stages=list(finished))
+        if has_checkpoint(around.last_folder):
+            last = load_checkpoint(around.last_folder)
+            if progress_of(last).stage == plan.name:
+                self.progress = unpack_state(last, network, self.optimizer)
+
+    def run(self) -> None:
+        """Train to the end of the stage.
+
+        Raises:
+            InterruptedRunError: a stop was asked for; everything done so far is saved.
+            ConfigError: the loss is no longer finite.
+        """
+        steps = self.around.config.steps_per_epoch
+        self.around.reporter.stage_started(self.plan.name, self.plan.epochs * steps, self.progress.epoch * steps + self.progress.step)
+        while self.progress.epoch < self.plan.epochs:
+            self._run_epoch()
+        self.around.reporter.stage_finished()
+
+    def _run_epoch(self) -> None:
+        started, epoch, steps = time.monotonic(), self.progress.epoch, self.around.config.steps_per_epoch
+        self._freeze_steps()
+        self.network.train()
+        waited, asked = 0.0, time.monotonic()
+        for images, labels in self.around.batches.epoch(self.plan.first_epoch + epoch, self.progress.step, steps):
+            waited += time.monotonic() - asked
+            rate = self._set_rate(epoch * steps + self.progress.step)
+            loss = self._step(images, labels)
+            self.progress.step += 1
+            self.progress.loss_sum += loss
+            self.around.reporter.stepped(loss)
+            if self.around.stop_requested():
+                self._save_last()
+                raise InterruptedRunError(
+                    f"stopped in stage {self.plan.name}, epoch {epoch + 1}; everything is saved, continue with --resume"
+                )
+            asked = time.monotonic()
+        self._finish_epoch(started, waited, rate)
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        exact = self.progress.epoch >= self.plan.epochs - self.plan.float32_epochs
+        with torch.autocast(self.around.device.type, torch.bfloat16, enabled=self.around.bfloat16 and not exact):
+            logits = self.network(images)
+        loss = segmentation_loss(logits, labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimizer.step()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"the loss became {value} in stage {self.plan.name}, epoch {self.progress.epoch + 1}; "
+                "lower train.lr or train.quant_lr, or set train.amp=off"
+            )
+        return value
+
+    def _finish_epoch(self, started: float, waited: float, rate: float) -> None:
+        steps = self.around.config.steps_per_epoch
+        self.network.eval()
+        scores = dict(self.around.validate(self.network))
+        known = [score for score in scores.values() if not math.isnan(score)]
+        mean = sum(known) / len(known) if known else 0.0
+        record: dict[str, object] = {
+            "stage": self.plan.name,
+            "epoch": self.progress.epoch,
+            "train_loss": self.progress.loss_sum / steps,
+            "val_dice": scores,
+            "lr": rate,
+            "elapsed_s": round(time.monotonic() - started, 3),
+            "waited_for_data_s": round(waited, 3),
+        }
+        self.progress.epoch += 1
+        self.progress.step, self.progress.loss_sum = 0, 0.0
+        if mean > self.progress.best_score or self.around.config.select == "last":
+            self.progress.best_score, self.progress.best_epoch = mean, self.progress.epoch - 1
+            if self.plan.best_folder is not None:
+                save_checkpoint(self.plan.best_folder, self._model_checkpoint())
+        # Last of all: only now does the epoch count as done. Killed before, it is run again with the same result.
+        self.around.recorder.append(record, self.plan.first_epoch + self.progress.epoch)
+        self._save_last()
+        self.around.reporter.epoch_finished(record)
+
+    def _model_checkpoint(self) -> Checkpoint:
+        tensors = {f"model/{name}": tensor for name, tensor in self.network.state_dict().items()}
+        return Checkpoint(tensors, {"stage": self.plan.name, "epoch": self.progress.best_epoch, "val_score": self.progress.best_score})
+
+    def _save_last(self) -> None:
+        save_checkpoint(self.around.last_folder, pack_state(self.network, self.optimizer, self.progress))
+
+    def _set_rate(self, step: int) -> float:
+        rate = learning_rate(self.plan.peak_lr, step, self.plan.epochs * self.around.config.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        return rate
+
+    def _freeze_steps(self) -> None:
+        """Late flips of a power-of-two step change a whole channel at once, with too little time left to recover."""
+        if (
+            self.freeze_at is not None
+            and isinstance(self.network, QuantNetwork)
+            and self.progress.epoch >= self.freeze_at * self.plan.epochs
+        ):
+            for parameter in self.network.step_parameters():
+                parameter.requires_grad_(False)
+
+
+def _make_optimizer(network: nn.Module, weight_decay: float, step_lr_scale: float) -> torch.optim.Optimizer:
+    """AdamW; learned steps have a rate of their own and no decay, which would pull every step towards one."""
+    if isinstance(network, QuantNetwork):
+        groups = [
+            {"params": list(network.layer_weights()), "scale": 1.0},
+            {"params": list(network.step_parameters()), "scale": step_lr_scale, "weight_decay": 0.0},
+        ]
+    else:
+        groups = [{"params": list(network.parameters()), "scale": 1.0}]
+    return torch.optim.AdamW(groups, lr=1e-3, weight_decay=weight_decay)

@@ -1,0 +1,135 @@
+"""From what a user asked for to a training session: a new run, or an old one to be continued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from medquant.config.load import load_config
+from medquant.config.schema import Config
+from medquant.data.opening import open_dataset
+from medquant.data.split import check_no_leak, make_split
+from medquant.data.volume import Dataset
+from medquant.errors import UsageError
+from medquant.train.reporting import Reporter
+from medquant.train.run_folder import RunFolder, newest_run, start_document
+from medquant.train.session import TrainingSession
+
+RUNS = Path("runs")
+"""Where new runs go, below the current folder."""
+
+_SPLIT_SEED = 0
+"""The split does not follow the training seed: runs of several seeds are scored on the same cases."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What was asked for.
+
+    Args:
+        config_file: YAML file, or None.
+        overrides: ``key=value`` texts.
+        options: dotted key → value of named options that were given.
+        out: run folder, or None for a new one below ``runs/`` (with ``resume``: the newest).
+        resume: continue an existing run.
+        command: the command line, for ``run.json``.
+    """
+
+    config_file: Path | None = None
+    overrides: Sequence[str] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+    out: Path | None = None
+    resume: bool = False
+    command: str = ""
+
+
+def resolve_config(request: TrainRequest) -> tuple[Config, Dataset]:
+    """The configuration of a request, the dataset's own defaults included, and the dataset.
+
+    Raises:
+        ConfigError: mistakes in the file or the options.
+        InputError: the data cannot be read.
+    """
+    first = load_config(request.config_file, {}, request.overrides, request.options)
+    dataset = open_configured(first)
+    return load_config(request.config_file, dataset.info.recipe, request.overrides, request.options), dataset
+
+
+def open_configured(config: Config, path: str | None = None) -> Dataset:
+    """Open the dataset a configuration names, or the one at ``path``."""
+    chosen = path if path is not None else config.data.path
+    return open_dataset(None if chosen is None else Path(chosen), config.data.dataset, config.data.phantom_seed)
+
+
+def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Callable[[], bool]) -> TrainingSession:
+    """Make or reopen the run folder and set up the session; nothing is trained yet.
+
+    Raises:
+        UsageError: the folder exists, or options that a resumed run cannot take.
+        ConfigError: mistakes in the configuration.
+        InputError: the data cannot be read, is empty or leaks between parts.
+        CheckpointError: the run to resume is damaged or was made with other data.
+    """
+    if request.resume:
+        return resume_training(request, reporter, stop_requested)
+    config, dataset = resolve_config(request)
+    reporter.message(dataset.recognised)
+    split = make_split(dataset, _SPLIT_SEED)
+    reporter.message(f"split: {split.rule}")
+    run = RunFolder.create(request.out or _new_folder(config, dataset), start_document(config, dataset, split, request.command))
+    return TrainingSession(config, dataset, split, run, reporter, stop_requested)
+
+
+def resume_training(request: TrainRequest, reporter: Reporter, stop_requested: Callable[[], bool]) -> TrainingSession:
+    """Reopen a run; its configuration is the one it was started with."""
+    folder = request.out or newest_run(RUNS)
+    if folder is None:
+        raise UsageError(f"--resume: no run found in {RUNS}/; name the run folder with --out")
+    changed = sorted(set(request.options) - {"data.path"}) + [text.partition("=")[0] for text in request.overrides]
+    if changed or request.config_file is not None:
+        raise UsageError(
+            f"--resume continues {folder} with the configuration it was started with; "
+            f"leave out {', '.join(changed) or '--config'}, or start a new run"
+        )
+    run = RunFolder.open(folder)
+    session = open_session(run, request.options.get("data.path"), reporter, stop_requested)
+    reporter.message(f"continuing {folder}")
+    return session
+
+
+def open_session(
+    run: RunFolder, data_path: object, reporter: Reporter, stop_requested: Callable[[], bool], reopen: bool = True
+) -> TrainingSession:
+    """A session over an existing run, its data read again and checked against the run's digest.
+
+    Args:
+        run: the run.
+        data_path: folder of the data, None for the one the run remembers.
+        reporter: told of every event.
+        stop_requested: see :class:`TrainingSession`.
+        reopen: whether training may go on, so that its records are reopened for writing.
+
+    Raises:
+        CheckpointError: the data are not those of the run.
+    """
+    stored = run.document.get("data")
+    remembered = stored.get("path") if isinstance(stored, Mapping) else None
+    path = data_path if data_path is not None else remembered
+    config = run.config
+    dataset = open_configured(config, None if path is None else str(path))
+    run.check_data(dataset)
+    split = run.split
+    check_no_leak(dataset, split)
+    return TrainingSession(config, dataset, split, run, reporter, stop_requested, reopen)
+
+
+def _new_folder(config: Config, dataset: Dataset) -> Path:
+    quant = config.quant
+    bits = "float" if quant.wbits == quant.abits == 32 else f"w{quant.wbits}a{quant.abits}"
+    stem = f"{dataset.info.name}-{bits}-seed{config.train.seed}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    folder, count = RUNS / stem, 2
+    while folder.exists():
+        folder, count = RUNS / f"{stem}-{count}", count + 1
+    return folder

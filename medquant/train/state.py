@@ -1,0 +1,108 @@
+"""What a training stage needs to go on from where it stood, to and from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from medquant.errors import CheckpointError
+from medquant.train.checkpoint import Checkpoint
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Args:
+        stage: name of the stage under way.
+        epoch: epochs of it that are complete.
+        step: optimiser steps of the epoch under way that are complete.
+        loss_sum: sum of the loss over those steps.
+        best_score: the best validation score of the stage so far.
+        best_epoch: the epoch it was reached in.
+    """
+
+    stage: str
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    best_score: float = -1.0
+    best_epoch: int = -1
+    finished_stages: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return dict(vars(self))
+
+
+def pack_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Checkpoint:
+    """Model, optimiser, random state and progress as one checkpoint."""
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, parameter in enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
+    tensors["random/cpu"] = torch.get_rng_state()
+    return Checkpoint(tensors, {"progress": progress.to_json()})
+
+
+def unpack_state(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put a checkpoint's state into a model and its optimiser, bit for bit.
+
+    Raises:
+        CheckpointError: it belongs to another network or optimiser.
+    """
+    load_model(checkpoint, model)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for key, value in checkpoint.tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/")
+            if int(index) >= len(parameters):
+                raise CheckpointError(f"checkpoint holds optimiser state for parameter {index}, the network has {len(parameters)}")
+            parameter = parameters[int(index)]
+            # The step count is a CPU scalar in torch's Adam unless it is capturable or fused.
+            moved = value if name == "step" and not optimizer.defaults.get("fused") else value.to(parameter.device)
+            optimizer.state[parameter][name] = _like(moved, parameter)
+    torch.set_rng_state(checkpoint.tensors["random/cpu"].to(torch.uint8))
+    return progress_of(checkpoint)
+
+
+def progress_of(checkpoint: Checkpoint) -> Progress:
+    """The progress a checkpoint was written at.
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    stored = checkpoint.values.get("progress")
+    if not isinstance(stored, Mapping):
+        raise CheckpointError("checkpoint without progress; it was not written by a training run")
+    try:
+        return Progress(**stored)
+    except TypeError as error:
+        raise CheckpointError(f"checkpoint with unknown progress fields {sorted(stored)}; it is of another version") from error
+
+
+def load_model(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Put a checkpoint's weights into ``model``.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    state = {key.removeprefix("model/"): value for key, value in checkpoint.tensors.items() if key.startswith("model/")}
+    own = model.state_dict()
+    wrong = sorted(set(own) ^ set(state)) or sorted(name for name in own if own[name].shape != state[name].shape)
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint of another network: {len(wrong)} tensors differ, first {wrong[0]}; use the configuration it was made with"
+        )
+    model.load_state_dict(state)
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """``value`` in the parameter's memory layout, which decides in which order sums are formed."""
+    if value.shape == parameter.shape and value.dim() >= 4:
+        laid_out = torch.empty_like(parameter, dtype=value.dtype)
+        return laid_out.copy_(value)
+    return value.clone()

@@ -1,0 +1,518 @@
+import base64
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import resource
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from medquant.config.bits import parse_rules
+from medquant.deploy.decide import quantize_image
+from medquant.deploy.engines import ENGINES
+from medquant.deploy.header import Header
+from medquant.deploy.metadata import ModelMetadata
+from medquant.deploy.packed import load_model, save_model
+from medquant.errors import CheckpointError
+from medquant.evaluate.ledger import weigh_program
+from medquant.models.unet import UNet, UNetOptions
+from medquant.quant.capture import capture
+from medquant.quant.fold import simplify
+from medquant.quant.formats import TensorFormat
+from medquant.quant.graph import ConvGeometry
+from medquant.quant.lower import lower
+from medquant.quant.methods import get_method
+from medquant.quant.network import QuantNetwork
+from medquant.quant.plan import resolve_plan
+from medquant.quant.program import (
+    AddNode,
+    AvgPoolNode,
+    ConcatNode,
+    ConvolutionNode,
+    ImageNode,
+    IntegerProgram,
+    MaxPoolNode,
+    Node,
+    ReluNode,
+    UpsampleNode,
+)
+
+METADATA = ModelMetadata(
+    normalisation={"kind": "range", "low": -100, "high": 240.5},
+    size_multiple=4,
+    classes={10: "b", 9: "a", 1: "organ", 0: "background"},
+    scored=("organ", "a"),
+    positive_class=1,
+    float_parameters=1234,
+    dataset="phantom",
+    data_sha256="0" * 64,
+    split={"train": ["c1", "c2"], "validation": ["c3"], "test": ["c4"], "rule": "by subject"},
+    config={"quant.wbits": 4, "train.lr": 1e-3, "model.block": "conv_norm_act"},
+    metrics={"dice": {"organ": {"mean": 0.1 + 0.2, "interval": (0.25, 0.5)}}},
+    created_with={"medquant": "0.1.0", "torch": "2.13.0"},
+    intended_use="Research; not for diagnosis. Größe, ≤ 8 bits.",
+    licence="Apache-2.0",
+)
+
+# One weight width for each of eight layers, so that every width stands in one file.
+WIDTHS = ["enc1.conv1=1/", "enc1.conv2=2/3", "enc2.conv1=3/", "enc2.conv2=4/"]
+WIDTHS += ["bottom.conv1=5/2", "bottom.conv2=6/", "dec2.conv1=7/", "head=8/"]
+NETWORKS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "plane": ({}, []),
+    "volume": ({"dimensions": 3, "upsample": "nearest"}, []),
+    "transposed": ({"upsample": "transposed", "out_channels": 3}, []),
+    "norm_last": ({"block": "conv_act_norm"}, []),
+    "every_width": ({"depth": 3}, WIDTHS),
+}
+
+
+def lowered(options: dict[str, Any], rules: list[str], channels: int = 2) -> tuple[IntegerProgram, int]:
+    """A calibrated U-Net as a program, and the parameters of its float form."""
+    torch.manual_seed(0)
+    network = UNet(UNetOptions(**{"channels": channels, "depth": 2, **options}))
+    image = torch.randn(2, 1, *[16] * network.options.dimensions)
+    network(image)  # so that batch norm has statistics
+    graph = simplify(capture(network.eval(), image))
+    quantized = QuantNetwork(graph, resolve_plan(graph, 4, 6, 8, parse_rules(rules)), get_method("fixed_point"))
+    quantized.calibrate([image])
+    return lower(quantized.eval()), sum(parameter.numel() for parameter in network.parameters())
+
+
+def convolution(name: str, source: str, shape: tuple[int, ...], bits: int, output: TensorFormat | None, **geometry: Any) -> ConvolutionNode:
+    random = np.random.default_rng(len(name))
+    axes = len(shape) - 2
+    shaped = ConvGeometry(**{"stride": (1,) * axes, "padding": (1,) * axes, "dilation": (1,) * axes, **geometry})
+    channels = shape[1] * shaped.groups if shaped.transposed else shape[0]
+    weight = random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape)
+    bias, exponents = random.integers(-300, 300, channels), random.integers(0, 5, channels)
+    return ConvolutionNode(name, (source,), output, weight, bias, exponents, bits, shaped, relu=True)
+
+
+def every_node() -> IntegerProgram:
+    """A program with every type of node, and convolutions of odd geometry."""
+    image, six, five = TensorFormat(8, 128, 5), TensorFormat(6, 3, 2), TensorFormat(5, 0, -1)
+    one = (0, 0)
+    nodes: tuple[Node, ...] = (
+        ImageNode("image", (), image, 1),
+        convolution("strided", "image", (4, 1, 3, 3), 8, six, stride=(2, 2)),
+        MaxPoolNode("pool", ("strided",), six, (3, 3), (2, 2), (1, 1)),
+        AvgPoolNode("mean", ("pool",), five, (2, 2), (2, 2)),
+        UpsampleNode("linear", ("mean",), six, 2, "linear", 2),
+        UpsampleNode("nearest", ("linear",), six, 2, "nearest", 2),
+        ReluNode("relu", ("nearest",), six),
+        ConcatNode("join", ("relu", "strided"), six),
+        AddNode("sum", ("join", "join"), five, relu=True),
+        convolution("grouped", "sum", (6, 4, 3, 3), 3, six, groups=2, dilation=(2, 2), padding=(2, 2)),
+        convolution("up", "grouped", (6, 2, 3, 3), 5, six, transposed=True, groups=2, stride=(2, 2), output_padding=(1, 1)),
+        convolution("head", "up", (3, 4, 1, 1), 2, None, padding=one),
+    )
+    last = nodes[-1]
+    if not isinstance(last, ConvolutionNode):
+        raise TypeError
+    return IntegerProgram(nodes, tuple(int(exponent) + six.exponent for exponent in last.weight_exponents))
+
+
+def tiny() -> IntegerProgram:
+    nodes = (ImageNode("image", (), TensorFormat(8, 0, 5), 1), convolution("head", "image", (1, 1, 3, 3), 5, None))
+    return IntegerProgram(nodes, (int(nodes[1].weight_exponents[0]) + 5,))  # type: ignore[attr-defined]
+
+
+MANY = METADATA.model_copy(update={"positive_class": None, "size_multiple": 16})
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("tiny") / "m.mq"
+    save_model(path, tiny(), METADATA)
+    return path.read_bytes()
+
+
+def same(first: object, second: object) -> bool:
+    """Equal in every field, arrays value by value."""
+    if isinstance(first, np.ndarray):
+        return isinstance(second, np.ndarray) and first.dtype == second.dtype and np.array_equal(first, second)
+    if isinstance(first, tuple):
+        return isinstance(second, tuple) and len(first) == len(second) and all(map(same, first, second))
+    if dataclasses.is_dataclass(first):
+        return type(first) is type(second) and all(same(getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(first))
+    return first == second
+
+
+# --- round trips ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_survives_the_file(name: str, tmp_path: Path) -> None:
+    program, _ = lowered(*NETWORKS[name])
+    metadata = METADATA.model_copy(update={"positive_class": None if len(program.output_exponents) > 1 else 1})
+    save_model(tmp_path / "m.mq", program, metadata)
+    model = load_model(tmp_path / "m.mq")
+    assert same(model.program, program)
+    assert model.metadata == metadata
+    axes = program.convolutions[0].geometry.spatial_axes
+    image = quantize_image(np.random.default_rng(1).normal(size=(1, 1, *[8] * axes)).astype(np.float32), program.format_of("input"))
+    for engine in ENGINES.values():
+        np.testing.assert_array_equal(engine(model.program).run(image), engine(program).run(image))
+
+
+def test_every_type_of_node_survives_the_file(tmp_path: Path) -> None:
+    program = every_node()
+    save_model(tmp_path / "m.mq", program, MANY)
+    model = load_model(tmp_path / "m.mq")
+    assert same(model.program, program)
+    image = np.random.default_rng(1).integers(0, 256, (1, 1, 16, 32)).astype(np.uint8)
+    for engine in ENGINES.values():
+        np.testing.assert_array_equal(engine(model.program).run(image), engine(program).run(image))
+
+
+def test_what_is_said_of_the_file_is_what_other_tools_say(tmp_path: Path) -> None:
+    path = tmp_path / "m.mq"
+    save_model(path, tiny(), METADATA)
+    model = load_model(path)
+    assert model.size_bytes == path.stat().st_size
+    assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    save_model(path, tiny(), METADATA)
+    assert load_model(path).sha256 == model.sha256  # the same model gives the same bytes
+
+
+def test_classes_come_back_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    # As JSON text "10" sorts before "9".
+    save_model(tmp_path / "m.mq", tiny(), METADATA)
+    assert list(load_model(tmp_path / "m.mq").metadata.classes) == [0, 1, 9, 10]
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), JSON_VALUES, max_size=4))
+def test_any_json_survives_in_the_metadata(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
+    path = tmp_path_factory.getbasetemp() / "json.mq"
+    metadata = ModelMetadata(**{**METADATA.model_dump(), "metrics": values})
+    save_model(path, tiny(), metadata)
+    assert load_model(path).metadata == metadata
+
+
+def test_a_score_that_is_not_defined_is_null() -> None:
+    metadata = ModelMetadata(**{**METADATA.model_dump(), "metrics": {"dice": [math.nan, math.inf, np.float64(0.5)]}})
+    assert metadata.metrics == {"dice": [None, None, 0.5]}
+
+
+@pytest.mark.parametrize("change", [{"scored": ("nothing",)}, {"positive_class": 7}, {"size_multiple": 0}, {"author": "x"}])
+def test_metadata_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ModelMetadata(**{**METADATA.model_dump(), **change})
+
+
+# --- layout -----------------------------------------------------------------------------------------------------------
+
+
+def test_layout_is_the_documented_one(tmp_path: Path) -> None:
+    """Read by hand from the description: prefix, header, tensors at multiples of 64, digest."""
+    program = every_node()
+    path = tmp_path / "m.mq"
+    save_model(path, program, MANY)
+    data = path.read_bytes()
+    assert data[:8] == b"MEDQUANT"
+    version, length = struct.unpack("<IQ", data[8:20])
+    assert version == 1
+    header = json.loads(data[20 : 20 + length])
+    assert data[20 : 20 + length] == json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    start = (20 + length + 63) // 64 * 64
+    assert not any(data[20 + length : start])
+    assert [entry[:2] for entry in header["tensors"][:3]] == [["strided", "weight"], ["strided", "bias"], ["strided", "exponents"]]
+    for name, role, bits, shape, offset, size_bytes, digest in header["tensors"]:
+        position = start + offset
+        assert position % 64 == 0
+        assert size_bytes == math.ceil(math.prod(shape) * bits / 8)
+        stored = hashlib.sha256(data[position : position + size_bytes]).digest()
+        assert stored == base64.urlsafe_b64decode(digest + "=")
+        if role == "bias":
+            np.testing.assert_array_equal(np.memmap(path, "<i4", "r", position, (shape[0],)), program[name].bias)  # type: ignore[attr-defined]
+        if role == "exponents":
+            mapped = np.memmap(path, "i1", "r", position, (shape[0],))
+            np.testing.assert_array_equal(mapped, program[name].weight_exponents)  # type: ignore[attr-defined]
+    assert len(data) == position + size_bytes + 32
+    assert hashlib.sha256(data[:-32]).digest() == data[-32:]
+
+
+@pytest.mark.parametrize(("channels", "depth"), [(8, 4), (8, 5), (64, 4)])
+def test_size_is_close_to_the_ledger(channels: int, depth: int, tmp_path: Path) -> None:
+    program, parameters = lowered({"depth": depth}, [], channels)
+    config = {f"section.option_{number}": number / 7 for number in range(30)}
+    cases = {"train": [f"slice-{number:03d}" for number in range(30)], "rule": "contiguous blocks"}
+    save_model(tmp_path / "m.mq", program, METADATA.model_copy(update={"size_multiple": 16, "config": config, "split": cases}))
+    ledger = weigh_program(program, parameters, 4, (1, 1, 32, 32))
+    size = (tmp_path / "m.mq").stat().st_size
+    assert ledger.parameter_bytes < size <= ledger.parameter_bytes * 1.01 + 16 * 1024
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, data: bytes, message: str | None = None) -> None:
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert caught.value.exit_code == 6
+
+
+def flipped(data: bytes, position: int, bit: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ (1 << bit)]) + data[position + 1 :]
+
+
+def test_any_flipped_bit_is_caught(tiny_file: bytes, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for position in random.choice(len(tiny_file), 200, replace=False):
+        refused(tmp_path / "m.mq", flipped(tiny_file, int(position), int(random.integers(8))))
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_is_caught(tiny_file: bytes, tmp_path: Path) -> None:
+    for position in range(len(tiny_file)):
+        for bit in range(8):
+            refused(tmp_path / "m.mq", flipped(tiny_file, position, bit))
+
+
+def test_every_truncation_is_caught(tiny_file: bytes, tmp_path: Path) -> None:
+    lengths = {*range(80), *range(0, len(tiny_file), 37), *range(len(tiny_file) - 40, len(tiny_file))}
+    for length in lengths:
+        refused(tmp_path / "m.mq", tiny_file[:length])
+
+
+@pytest.mark.parametrize("more", [b"\0", bytes(64), b"MEDQUANT" * 100])
+def test_trailing_bytes_are_caught(tiny_file: bytes, more: bytes, tmp_path: Path) -> None:
+    refused(tmp_path / "m.mq", tiny_file + more, "damaged or incomplete")
+    refused(tmp_path / "m.mq", sealed(tiny_file[:-32] + more), "expected .* for the tensors of its header")
+
+
+def test_a_header_of_2_to_the_60_bytes_is_refused_unread(tiny_file: bytes, tmp_path: Path) -> None:
+    for length in (2**60, 2**64 - 1, len(tiny_file)):
+        refused(
+            tmp_path / "m.mq", sealed(tiny_file[:12] + struct.pack("<Q", length) + tiny_file[20:-32]), f"found a header of {length} bytes"
+        )
+
+
+def test_versions(tiny_file: bytes, tmp_path: Path) -> None:
+    newer = sealed(tiny_file[:8] + struct.pack("<I", 2) + tiny_file[12:-32])
+    refused(tmp_path / "m.mq", newer, "schema version 2, expected at most 1: made by a newer medquant, upgrade")
+    older = sealed(tiny_file[:8] + struct.pack("<I", 0) + tiny_file[12:-32])
+    refused(tmp_path / "m.mq", older, "schema version 0, expected 1: no way to upgrade")
+
+
+def test_an_older_schema_goes_through_the_upgrade_table(tiny_file: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, "metadata": {**values["metadata"], "dataset": "as version 1 calls it"}}
+
+    monkeypatch.setattr("medquant.deploy.header._UPGRADES", {0: upgrade})
+    (tmp_path / "m.mq").write_bytes(sealed(tiny_file[:8] + struct.pack("<I", 0) + tiny_file[12:-32]))
+    model = load_model(tmp_path / "m.mq")
+    assert model.metadata.dataset == "as version 1 calls it"
+    assert same(model.program, tiny())
+
+
+@pytest.mark.parametrize("data", [b"", b"MEDQUANT", bytes(100), b"PK\x03\x04" + bytes(200), b"\x80\x04cposix\nsystem\n" + bytes(100)])
+def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
+    refused(tmp_path / "m.mq", data, "expected")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, found in ((tmp_path, "no regular file"), (tmp_path / "none.mq", "nothing"), (tmp_path / "pipe", "no regular file")):
+        with pytest.raises(CheckpointError, match=f"found {found}, expected a model file"):
+            load_model(path)
+
+
+# --- forged files: the digest is right, the content is not -------------------------------------------------------------
+
+
+def sealed(body: bytes) -> bytes:
+    return body + hashlib.sha256(body).digest()
+
+
+def with_header_text(data: bytes, text: bytes) -> bytes:
+    length = struct.unpack("<Q", data[12:20])[0]
+    tensors = data[(20 + length + 63) // 64 * 64 : -32]
+    head = data[:12] + struct.pack("<Q", len(text)) + text
+    return sealed(head + bytes(-len(head) % 64) + tensors)
+
+
+def forged(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    header = json.loads(header_text(data))
+    change(header)
+    return with_header_text(data, json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def header_text(data: bytes) -> bytes:
+    length: int = struct.unpack("<Q", data[12:20])[0]
+    return data[20 : 20 + length]
+
+
+def test_the_forger_itself_changes_nothing(tiny_file: bytes) -> None:
+    assert forged(tiny_file, lambda header: None) == tiny_file
+
+
+def setter(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(header: dict[str, Any]) -> None:
+        target: Any = header
+        for part in path[:-1]:
+            target = target[part]
+        target[path[-1]] = value
+
+    return change
+
+
+FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "unknown kind": (setter("nodes", 1, "kind", value="python"), "kind"),
+    "unknown field of a node": (setter("nodes", 1, "hook", value="os.system"), "hook: Extra inputs"),
+    "unknown field of the file": (setter("code", value="print(1)"), "code: Extra inputs"),
+    "unknown field of the metadata": (setter("metadata", "_target_", value="os.system"), "_target_: Extra inputs"),
+    "number as text": (setter("nodes", 1, "weight_bits", value="5"), "weight_bits: Input should be a valid integer"),
+    "no nodes": (setter("nodes", value=[]), "expected weight, bias and exponents"),
+    "two images": (lambda h: h["nodes"].insert(1, {**h["nodes"][0], "name": "second"}), "has only one"),
+    "two of one name": (lambda h: h["nodes"].insert(1, relu("image", "image")), "two nodes are called"),
+    "reads itself": (lambda h: h["nodes"].insert(1, relu("loop", "loop")), "which nothing before it writes"),
+    "moves into another format": (lambda h: h["nodes"].insert(1, relu("relu", "image", exponent=4)), "into another format"),
+    "channels that do not fit": (setter("nodes", 0, "channels", value=2), "reads 1 channels, found 2"),
+    "a zero point beyond the width": (setter("nodes", 0, "output", "zero_point", value=256), "zero_point"),
+    "a stride of zero": (setter("nodes", 1, "geometry", "stride", value=[0, 1]), "stride"),
+    "three axes": (setter("nodes", 1, "geometry", "stride", value=[1, 1, 1]), "do not fit 3 strides"),
+    "groups": (setter("nodes", 1, "geometry", "groups", value=2), "in 2 group"),
+    "other output exponents": (setter("output_exponents", value=[3, 4]), "exponents are"),
+    "a network that ends early": (lambda h: h["nodes"].append(relu("late", "head")), "writes accumulators"),
+    "a tensor of nobody": (lambda h: h["tensors"].append(h["tensors"][-1]), "found 4 tensors"),
+    "a tensor missing": (lambda h: h["tensors"].pop(), "found 2 tensors"),
+    "a huge tensor": (setter("tensors", 0, 3, value=[2**30, 2**30]), "expected 720575940379279360 at 0"),
+    "a huge shape": (setter("tensors", 0, 3, value=[2**60]), "tensors.0.3.0: "),
+    "a tensor beyond the end": (setter("tensors", 2, 4, value=2**50), f"bytes at {2**50}, expected"),
+    "tensors over each other": (setter("tensors", 1, 4, value=0), "bytes at 0, expected 4 at 64"),
+    "a negative offset": (setter("tensors", 0, 4, value=-64), "tensors.0.4: "),
+    "another width": (setter("tensors", 0, 2, value=4), "expected weight, bias and exponents"),
+    "another shape": (setter("tensors", 0, 3, value=[3, 3, 1, 1]), "does not fit together"),
+    "another digest": (setter("tensors", 1, 6, value="A" * 43), "tensor head bias: found other bytes"),
+    "no positive class": (setter("metadata", "positive_class", value=None), "names no positive class"),
+    "a positive class of no name": (setter("metadata", "positive_class", value=5), "must be among classes"),
+}
+
+
+def relu(name: str, source: str, exponent: int = 5) -> dict[str, Any]:
+    return {"kind": "relu", "name": name, "inputs": [source], "output": {"bits": 8, "zero_point": 0, "exponent": exponent}}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forgeries_are_refused(name: str, tiny_file: bytes, tmp_path: Path) -> None:
+    change, message = FORGERIES[name]
+    refused(tmp_path / "m.mq", forged(tiny_file, change), message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "Invalid JSON"),
+        (b"\xff\xfe", "Invalid JSON"),
+        (b"[" * 100_000, "recursion limit"),
+        (b"null", "header"),
+        (b"{}", "and 1 more"),
+    ],
+)
+def test_headers_that_are_no_header_are_refused(text: bytes, message: str, tiny_file: bytes, tmp_path: Path) -> None:
+    refused(tmp_path / "m.mq", with_header_text(tiny_file, text), message)
+
+
+def test_another_spelling_of_the_header_is_refused(tiny_file: bytes, tmp_path: Path) -> None:
+    text = header_text(tiny_file)
+    Header.model_validate_json(text.replace(b'"licence":', b'"licence":"","licence":'))  # a parser alone does not mind
+    for other in (text + b" ", text.replace(b'"licence":', b'"licence":"","licence":'), text.replace(b":", b": ", 1)):
+        refused(tmp_path / "m.mq", with_header_text(tiny_file, other), "another spelling")
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def file_size_limit(size_bytes: int) -> Iterator[None]:
+    """The kernel refuses to let any file of this process grow further: what a full disk does, for real."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.mq"
+    save_model(path, tiny(), METADATA)
+    before = path.read_bytes()
+    with file_size_limit(700), pytest.raises(CheckpointError, match=r"m\.mq: cannot be written .*free some space"):
+        save_model(path, every_node(), MANY)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_rename_or_a_flush_that_fails_leaves_the_old_file(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.mq"
+    save_model(path, tiny(), METADATA)
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        with pytest.raises(CheckpointError, match=r"m\.mq: cannot be written \(No space left on device\)"):
+            save_model(path, every_node(), MANY)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"the folder .* does not exist"):
+        save_model(tmp_path / "none" / "m.mq", tiny(), METADATA)
+
+
+def changed(**fields: Any) -> IntegerProgram:
+    program = tiny()
+    return IntegerProgram((program.nodes[0], dataclasses.replace(program.nodes[1], **fields)), program.output_exponents)
+
+
+UNSTORABLE = {
+    "integer 16 does not fit 5 bits": changed(weight=np.full((1, 1, 3, 3), 16)),
+    "head exponents: integer 200": IntegerProgram(changed(weight_exponents=np.array([200])).nodes, (205,)),
+    "do not fit 32 bits": changed(bias=np.array([2**31 - 1])),
+    "for 1 channels": changed(bias=np.array([1, 2])),
+    "exponents are": IntegerProgram(tiny().nodes, (9,)),
+    "two nodes are called": IntegerProgram((tiny().nodes[0], ReluNode("image", ("image",), TensorFormat(8, 0, 5))), (5,)),
+    "starts with its image": IntegerProgram((), ()),
+}
+
+
+@pytest.mark.parametrize("message", UNSTORABLE)
+def test_programs_that_cannot_be_stored_leave_no_file(message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        save_model(tmp_path / "m.mq", UNSTORABLE[message], METADATA)
+    assert str(tmp_path / "m.mq") in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("program", "positive"), [(tiny(), None), (every_node(), 1)])
+def test_the_positive_class_belongs_to_one_output(program: IntegerProgram, positive: int | None, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="positive class"):
+        save_model(tmp_path / "m.mq", program, MANY.model_copy(update={"positive_class": positive}))

@@ -29,7 +29,6 @@ test-slow: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/medquant train --wbits 4 --abits 6
-	$(BIN)/medquant eval
 
 check: $(STAMP)
 	$(BIN)/ruff check .

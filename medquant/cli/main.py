@@ -9,6 +9,7 @@ from medquant.cli.evaluate import evaluate
 from medquant.cli.info import info
 from medquant.cli.inspect import inspect
 from medquant.cli.plan import plan
+from medquant.cli.report import report
 from medquant.cli.train import train
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("plan")(plan)
+app.command("report")(report)
 app.command("info")(info)
 app.command("doctor")(doctor)
 app.command("inspect")(inspect)

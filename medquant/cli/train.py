@@ -58,6 +58,7 @@ def train(
     Example: medquant train --data isbi_em --wbits 4 --abits 6 --layer-bits 'dec*=8/'
     """
     from medquant.cli.progress import TrainingProgress
+    from medquant.report.plan_table import plan_table
     from medquant.report.scoreboard import scoreboard
     from medquant.train.finish import finish
     from medquant.train.start import TrainRequest, start_training
@@ -79,7 +80,8 @@ def train(
     progress = TrainingProgress(voice)
     try:
         session = start_training(TrainRequest(config, override or [], options, out, resume, command), progress, stop)
-        _say_plan(voice, session)
+        if not session.plan.is_float:
+            voice.say(plan_table(session.plan).to_text())
         voice.say(f"run folder: {session.run_folder.path}")
         session.run()
         finished = finish(session)
@@ -88,11 +90,3 @@ def train(
     folder = session.run_folder.path
     lines = [scoreboard(finished.document).to_text(), f"run folder: {folder}", f"pictures:   {session.run_folder.pictures}/"]
     voice.result("\n".join(lines), finished.document)
-
-
-def _say_plan(voice: Voice, session: object) -> None:
-    from medquant.report.plan_table import plan_table
-    from medquant.train.session import TrainingSession
-
-    if isinstance(session, TrainingSession) and not session.plan.is_float:
-        voice.say(plan_table(session.plan).to_text())

@@ -47,6 +47,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
                 temporary.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file; see :func:`write_atomically`."""
+
+    def write(stream: BinaryIO) -> None:
+        stream.write(text.encode())
+
+    write_atomically(path, write)
+
+
 def _current_umask() -> int:
     # The mask can only be read by setting it; no file is made in between.
     mask = os.umask(0o077)

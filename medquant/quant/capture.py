@@ -291,6 +291,8 @@ _BUILDERS: dict[str, Callable[[_Translator, Any], Operation]] = {
     "aten.upsample_bilinear2d.vec": _upsample,
     "aten.upsample_trilinear3d.vec": _upsample,
     "aten.cat.default": _concat,
+    "aten.concat.default": _concat,
+    "aten.concatenate.default": _concat,
     "aten.add.Tensor": _add,
     "aten.add_.Tensor": _add,
     **dict.fromkeys(_RELU, _relu),

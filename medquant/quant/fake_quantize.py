@@ -9,6 +9,7 @@ arithmetic, are what quantization-aware training costs.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -38,14 +39,16 @@ class _FakeQuantizeActivation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         x, y = ctx.saved_tensors
         low, high = ctx.limits
-        # hardtanh's backward is one vectorised pass: grad where low < x < high, zero elsewhere.
-        grad_x = torch.ops.aten.hardtanh_backward(grad, x, low, high)
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None, None, None, None
-        # s * dy/ds = y - x inside the range and y outside it; x masked to the range makes both one subtraction.
-        masked = torch.ops.aten.hardtanh_backward(x, x, low, high)
-        difference = torch.sub(y, masked, out=masked)
-        grad_log2_step = difference.mul_(grad).sum().float() * ctx.step_gradient_scale
+        # hardtanh's backward is one vectorised pass: its first argument where low < x < high, zero elsewhere. One buffer serves
+        # the whole backward pass: fresh memory for each step costs a CPU more (page faults) than the arithmetic.
+        buffer = torch.empty_like(x)
+        grad_log2_step = None
+        if ctx.needs_input_grad[1]:
+            # s * dy/ds = y - x inside the range and y outside it; x masked to the range makes both one subtraction.
+            torch.ops.aten.hardtanh_backward.grad_input(x, x, low, high, grad_input=buffer)
+            torch.sub(y, buffer, out=buffer)
+            grad_log2_step = buffer.mul_(grad).sum().float() * ctx.step_gradient_scale
+        grad_x = torch.ops.aten.hardtanh_backward.grad_input(grad, x, low, high, grad_input=buffer)
         return grad_x, grad_log2_step, None, None, None
 
 
@@ -55,29 +58,29 @@ class _FakeQuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, log2_step: Tensor, bits: int) -> Tensor:
         step = torch.exp2(torch.round(log2_step))
-        quantized = quantize_weight(weight, step, bits).mul_(step)
-        ctx.save_for_backward(weight, quantized, step)
+        # The result is not saved: a convolution in bfloat16 keeps a copy of its own, and rounding again is cheap.
+        ctx.save_for_backward(weight, step)
         ctx.bits = bits
-        return quantized
+        return quantize_weight(weight, step, bits).mul_(step)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        weight, quantized, step = ctx.saved_tensors
-        low, high = weight_range(ctx.bits)
-        # A weight that still rounds to an end counts as inside. Binary weights pass the gradient up to two and a half scales:
-        # with a mask at the scale itself, a weight beyond it would never return.
-        reach = 2.0 if ctx.bits == 1 else 1.0
-        inside = (weight >= (low * reach - 0.5) * step) & (weight <= (high * reach + 0.5) * step)
-        grad_weight = grad * inside
+        weight, step = ctx.saved_tensors
+        below, above = _weight_mask(ctx.bits)
+        integer = weight.div(step)
+        grad_weight = torch.ops.aten.hardtanh_backward(grad, integer, below, above)
         if not ctx.needs_input_grad[1]:
             return grad_weight, None, None
-        # For one bit the step is the whole value, so d(quantized)/ds = sign(w), inside and outside alike.
-        slope = quantized if ctx.bits == 1 else quantized - weight * inside
+        slope = quantize_weight(weight, step, ctx.bits)
+        if ctx.bits > 1:
+            # round(v) - v inside the range, the clipped integer outside. For one bit the step is the whole value, so the slope
+            # is sign(w), inside and outside alike.
+            slope.sub_(torch.ops.aten.hardtanh_backward.grad_input(integer, integer, below, above, grad_input=integer))
         reduced = [axis for axis in range(weight.dim()) if step.shape[axis] == 1]
         per_step = weight.numel() / step.numel()
-        grad_log2_step = (grad * slope).sum(dim=reduced, keepdim=True) * (LN2 / math.sqrt(per_step * high))
-        return grad_weight, grad_log2_step, None
+        scale = step * (LN2 / math.sqrt(per_step * weight_range(ctx.bits)[1]))
+        return grad_weight, slope.mul_(grad).sum(dim=reduced, keepdim=True).mul_(scale), None
 
 
 class _RoundToGrid(torch.autograd.Function):
@@ -91,6 +94,20 @@ class _RoundToGrid(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
+
+
+@lru_cache
+def _weight_mask(bits: int) -> tuple[float, float]:
+    """Limits in integers between which, themselves left out, a weight receives the gradient: all that round into the range.
+
+    Binary weights pass the gradient up to two and a half scales: with a mask at the scale itself, a weight beyond it would
+    never return.
+    """
+    low, high = weight_range(bits)
+    reach = 2.0 if bits == 1 else 1.0
+    ends = torch.tensor([low * reach - 0.5, high * reach + 0.5])
+    below, above = torch.nextafter(ends, torch.tensor([-math.inf, math.inf])).tolist()
+    return below, above
 
 
 def quantize_weight(weight: Tensor, step: Tensor, bits: int) -> Tensor:

@@ -23,9 +23,9 @@ def plan_table(plan: QuantPlan, ledger: Ledger | None = None) -> Table:
         weighed = (format_bytes(row.parameter_bytes), format_bytes(row.output_bytes)) if row is not None else ("",) * len(sizes)
         count = f"{layer.weights:,}" if layer.weights else ""
         lines.append((layer.name, layer.kind, _bits(layer.weight_bits, ""), _written(layer), count, *weighed, layer.note))
-    right: tuple[Alignment, ...] = ("right",) * (3 + len(sizes))
-    alignment: tuple[Alignment, ...] = ("left", "left", *right, "left")
-    return Table(columns, tuple(lines), alignment)
+    sides: list[Alignment] = ["right"] * len(columns)
+    sides[0] = sides[1] = sides[-1] = "left"
+    return Table(columns, tuple(lines), tuple(sides))
 
 
 def _written(layer: LayerPlan) -> str:

@@ -31,8 +31,15 @@ class EpochBatches:
         self.dataset.set_epoch(epoch)
         size = self.data.batch_size
         part = Subset(self.dataset, range(first_step * size, steps * size))
-        # A fresh loader each epoch: workers copy the dataset's epoch number when they start.
-        loader = DataLoader(part, batch_size=size, num_workers=self.data.workers, pin_memory=self.device.type == "cuda")
+        # A fresh loader each epoch: workers copy the dataset's epoch number when they start. It gets a generator of its own,
+        # because it draws a number even where nothing is random, and a resumed epoch makes one loader more.
+        loader = DataLoader(
+            part,
+            batch_size=size,
+            num_workers=self.data.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),
+        )
         for images, labels in loader:
             moved = images.to(self.device, non_blocking=True)
             yield moved.contiguous(memory_format=self.layout), labels.to(self.device, non_blocking=True)

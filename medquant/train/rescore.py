@@ -66,7 +66,7 @@ def _rescore_run(folder: Path, request: EvalRequest, reporter: Reporter) -> dict
     run = RunFolder.open(folder)
     if run.document.get("status") != "finished":
         raise UsageError(f"{folder}: this run is not finished; end it first with medquant train --resume --out {folder}")
-    session = open_session(run, None if request.data is None else str(request.data), reporter, lambda: False, reopen=False)
+    session = open_session(run, None if request.data is None else str(request.data), reporter, lambda: False)
     chosen = session.config.eval.model_copy(update={"split": request.part, "engine": request.engine})
     session.config = session.config.model_copy(update={"eval": chosen})
     return dict(score_session(session).document)

@@ -71,6 +71,16 @@ class RunFolder:
         """Folder of the pictures."""
         return self.path / "pictures"
 
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Refuse a place where something is already.
+
+        Raises:
+            UsageError: the folder exists and is not empty.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"{path} exists already; continue it with --resume, or choose another --out")
+
     @classmethod
     def create(cls, path: Path, document: Mapping[str, object]) -> RunFolder:
         """Make a new run folder with its ``run.json``.
@@ -78,8 +88,7 @@ class RunFolder:
         Raises:
             UsageError: something is there already, or the folder cannot be made.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"{path} exists already; continue it with --resume, or choose another --out")
+        cls.check_free(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -143,6 +152,23 @@ class RunFolder:
         if not isinstance(classes, Mapping):
             raise CheckpointError(f"{self.path / RUN_NAME}: does not say which classes it finds; restore it or train anew")
         return classes
+
+    @property
+    def evaluation(self) -> Mapping[str, object]:
+        """The content of ``eval.json``.
+
+        Raises:
+            CheckpointError: the run is not finished, or the file is damaged.
+        """
+        try:
+            document = json.loads(self.eval.read_bytes())
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.path}: not finished ({EVAL_NAME} is missing); end it with medquant train --resume") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.eval}: not readable ({error}); write it again with medquant train --resume") from error
+        if not isinstance(document, dict) or not {"dice", "memory", "bits", "data", "split", "metrics"} <= set(document):
+            raise CheckpointError(f"{self.eval}: not an evaluation; write it again with medquant train --resume")
+        return document
 
     def check_data(self, dataset: Dataset) -> None:
         """Refuse data the run was not started with.

@@ -23,6 +23,8 @@ def make_repeatable(seed: int, threads: int | None) -> int:
     torch.manual_seed(seed)
     if threads is not None:
         torch.set_num_threads(threads)
+    # TF32 keeps 10 bits of a float32 factor: enough for quantized layers, not for the float network they are compared with.
+    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     return torch.get_num_threads()

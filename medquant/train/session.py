@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from medquant.data.normalise import Normalisation
 from medquant.data.patches import PatchDataset
 from medquant.data.split import Split
 from medquant.data.volume import Dataset
+from medquant.deploy.engines import get_engine
 from medquant.errors import ConfigError
 from medquant.evaluate.evaluation import mean_dice, select_cases
 from medquant.evaluate.predictors import FloatPredictor
@@ -91,7 +93,6 @@ class TrainingSession:
         run: the run folder, new or to be resumed.
         reporter: told of every event.
         stop_requested: asked after each step; True saves and ends the run.
-        writable: False to look at a finished run without touching its records.
     """
 
     def __init__(
@@ -102,9 +103,11 @@ class TrainingSession:
         run: RunFolder,
         reporter: Reporter,
         stop_requested: Callable[[], bool],
-        writable: bool = True,
     ) -> None:
         self.config, self.dataset, self.split, self.run_folder, self.reporter = config, dataset, split, run, reporter
+        self.stop_requested = stop_requested
+        get_engine(config.eval.engine)  # a name that does not exist must be found out now, not after hours of training
+        self.method = get_method(config.quant.method)
         self.threads = make_repeatable(config.train.seed, config.train.threads)
         self.device = choose_device(config.train.device)
         self.normalisation = Normalisation(config.data.normalisation, *_range_ends(config))
@@ -113,8 +116,6 @@ class TrainingSession:
         self.size_multiple = 2 ** (config.model.depth - 1)
         self.plan = plan_network(config, self.network)[1]
         self._check_epochs()
-        if writable:
-            self.around = self._surroundings(stop_requested)
 
     # --- preparation ----------------------------------------------------------------------------------------------
 
@@ -137,7 +138,9 @@ class TrainingSession:
         cases = select_cases(self.dataset, self.split.train)
         return PatchDataset(cases, self.normalisation, data.patch_size, augmenter, train.steps_per_epoch * data.batch_size, train.seed)
 
-    def _surroundings(self, stop_requested: Callable[[], bool]) -> Surroundings:
+    @cached_property
+    def around(self) -> Surroundings:
+        """What the stages share; made when training starts, because it opens the run's records for writing."""
         validation = select_cases(self.dataset, self.split.validation)
 
         def validate(network: nn.Module) -> Mapping[str, float]:
@@ -153,7 +156,7 @@ class TrainingSession:
             last_folder=self.run_folder.last,
             device=self.device,
             bfloat16=use_bfloat16(self.config.train.amp, self.device),
-            stop_requested=stop_requested,
+            stop_requested=self.stop_requested,
         )
 
     def _kept_records(self) -> set[tuple[str, int]]:
@@ -189,12 +192,19 @@ class TrainingSession:
         if has_checkpoint(self.run_folder.last):
             return progress_of(load_checkpoint(self.run_folder.last)).finished_stages
         if self.config.train.twin_from is not None:
-            self._adopt_twin(Path(self.config.train.twin_from))
+            found = self.twin_folders(Path(self.config.train.twin_from))
+            for folder, destination in zip(found, (self.run_folder.warm, self.run_folder.twin), strict=True):
+                shutil.copytree(folder, destination, dirs_exist_ok=True)
             return ["warm", "float"]
         return []
 
-    def _adopt_twin(self, source: Path) -> None:
-        """Take warm start and float twin of another run, which must have been made the same way."""
+    def twin_folders(self, source: Path) -> tuple[Path, Path]:
+        """Warm start and float twin of another run, which must have been made the same way.
+
+        Raises:
+            CheckpointError: there is no such run, or it was made with other data, or is not that far.
+            ConfigError: it was made with another recipe or split.
+        """
         other = RunFolder.open(source)
         other.check_data(self.dataset)
         mine, theirs = _recipe(self.config), _recipe(other.config)
@@ -203,9 +213,9 @@ class TrainingSession:
             raise ConfigError(f"train.twin_from {source}: made with another recipe ({', '.join(differing)} differ); train the twin anew")
         # A float run keeps its network in best/; a quantized one keeps its float twin apart.
         twin = other.twin if has_checkpoint(other.twin) else other.best
-        for folder, destination in ((other.warm, self.run_folder.warm), (twin, self.run_folder.twin)):
+        for folder in (other.warm, twin):
             load_checkpoint(folder)  # refuses what is missing or damaged
-            shutil.copytree(folder, destination, dirs_exist_ok=True)
+        return other.warm, twin
 
     def _train_warm(self) -> None:
         plan = StagePlan("warm", self.warm_epochs, 0, self.config.train.lr, None)
@@ -242,7 +252,7 @@ class TrainingSession:
         """The quantized network over the warm start's weights, batch norm folded, not yet calibrated."""
         load_model(load_checkpoint(self.run_folder.warm), self.network)
         graph, plan = plan_network(self.config, self.network)
-        return self._place(QuantNetwork(graph, plan, get_method(self.config.quant.method)))
+        return self._place(QuantNetwork(graph, plan, self.method))
 
     def _calibrate(self, network: QuantNetwork) -> None:
         batches = self.around.batches.epoch(

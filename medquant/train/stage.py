@@ -98,6 +98,9 @@ class StageRunner:
             ConfigError: the loss is no longer finite.
         """
         steps = self.around.config.steps_per_epoch
+        if self.progress.epoch == 0 and self.progress.step == 0:
+            # Each stage starts from the seed, so that one entered by resuming draws the same numbers (dropout).
+            torch.manual_seed(self.around.config.seed)
         self.around.reporter.stage_started(self.plan.name, self.plan.epochs * steps, self.progress.epoch * steps + self.progress.step)
         while self.progress.epoch < self.plan.epochs:
             self._run_epoch()

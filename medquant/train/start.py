@@ -78,8 +78,15 @@ def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Ca
     reporter.message(dataset.recognised)
     split = make_split(dataset, _SPLIT_SEED)
     reporter.message(f"split: {split.rule}")
-    run = RunFolder.create(request.out or _new_folder(config, dataset), start_document(config, dataset, split, request.command))
-    return TrainingSession(config, dataset, split, run, reporter, stop_requested)
+    folder = request.out or _new_folder(config, dataset)
+    RunFolder.check_free(folder)
+    run = RunFolder(folder, start_document(config, dataset, split, request.command))
+    session = TrainingSession(config, dataset, split, run, reporter, stop_requested)
+    if config.train.twin_from is not None:
+        session.twin_folders(Path(config.train.twin_from))
+    # Made last: a mistake in the request leaves no folder behind.
+    session.run_folder = RunFolder.create(folder, run.document)
+    return session
 
 
 def resume_training(request: TrainRequest, reporter: Reporter, stop_requested: Callable[[], bool]) -> TrainingSession:
@@ -99,9 +106,7 @@ def resume_training(request: TrainRequest, reporter: Reporter, stop_requested: C
     return session
 
 
-def open_session(
-    run: RunFolder, data_path: object, reporter: Reporter, stop_requested: Callable[[], bool], reopen: bool = True
-) -> TrainingSession:
+def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_requested: Callable[[], bool]) -> TrainingSession:
     """A session over an existing run, its data read again and checked against the run's digest.
 
     Args:
@@ -109,7 +114,6 @@ def open_session(
         data_path: folder of the data, None for the one the run remembers.
         reporter: told of every event.
         stop_requested: see :class:`TrainingSession`.
-        reopen: whether training may go on, so that its records are reopened for writing.
 
     Raises:
         CheckpointError: the data are not those of the run.
@@ -122,7 +126,7 @@ def open_session(
     run.check_data(dataset)
     split = run.split
     check_no_leak(dataset, split)
-    return TrainingSession(config, dataset, split, run, reporter, stop_requested, reopen)
+    return TrainingSession(config, dataset, split, run, reporter, stop_requested)
 
 
 def _new_folder(config: Config, dataset: Dataset) -> Path:

@@ -1,0 +1,37 @@
+"""``medquant report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medquant.cli.output import JsonOption, QuietOption, VerboseOption, Voice, guarded
+
+
+@guarded
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished run folders, of one data set.")],
+    out: Annotated[Path, typer.Option(help="Folder for table.md, table.csv and dice_memory.png.")] = Path("report"),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compare runs: Dice beside memory, seeds averaged, each against its own float twin.
+
+    Example: medquant report runs/em-* --out report
+    """
+    from medquant.data.atomic import write_text
+    from medquant.report.comparison import comparison_table, draw_comparison, group_runs
+    from medquant.train.run_folder import RunFolder
+
+    voice = Voice(as_json, quiet, verbose)
+    groups = group_runs([RunFolder.open(run).evaluation for run in runs])
+    table = comparison_table(groups)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "table.md", table.to_markdown() + "\n")
+    write_text(out / "table.csv", table.to_csv())
+    draw_comparison(groups, out / "dice_memory.png")
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    voice.result("\n".join([table.to_text(), f"written to {out}/"]), {"rows": rows, "out": str(out)})

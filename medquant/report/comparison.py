@@ -1,0 +1,135 @@
+"""Several runs side by side: one row a bit width, averaged over its seeds, with the difference to each run's own float twin."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medquant.errors import InputError
+from medquant.report.plots import DicePoint, dice_against_memory
+from medquant.report.tables import Table, format_bytes
+
+FLOAT = "float"
+_SIZES = (
+    ("parameters", "parameter_bytes"),
+    ("paper's count", "paper_bytes"),
+    ("file", "model_file_bytes"),
+    ("activations", "activation_peak_bytes"),
+    ("process", "process_peak_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one bit width.
+
+    Args:
+        label: ``float`` or for example ``W4A6``.
+        documents: their ``eval.json``, one a seed.
+    """
+
+    label: str
+    documents: tuple[Mapping[str, object], ...]
+
+    def scores(self, section: str, name: str) -> list[float]:
+        """Mean over cases of one figure, one entry a run."""
+        return [_mean_of(_mapping(document[section]), name) for document in self.documents]
+
+    def losses(self, name: str) -> list[float]:
+        """Dice minus that of the run's float twin, one entry a run that has one."""
+        return [
+            _mean_of(_mapping(document["dice"]), name) - _mean_of(_mapping(_mapping(document["float_twin"])["dice"]), name)
+            for document in self.documents
+            if document.get("float_twin")
+        ]
+
+    def size_bytes(self, key: str) -> int | None:
+        """A size, the largest over the runs (they differ by a few bytes at the most)."""
+        found = [value for document in self.documents if isinstance(value := _mapping(document["memory"]).get(key), int)]
+        return max(found) if found else None
+
+
+def group_runs(documents: Sequence[Mapping[str, object]]) -> list[Group]:
+    """Runs by bit width, widest first.
+
+    Raises:
+        InputError: no run, or runs that were scored on different cases or classes.
+    """
+    if not documents:
+        raise InputError("no run to compare; give at least one finished run folder")
+    scored = {
+        (str(_mapping(d["data"])["content_sha256"]), str(_mapping(d["split"])["cases"]), tuple(_mapping(d["dice"]))) for d in documents
+    }
+    if len(scored) > 1:
+        raise InputError("the runs were scored on different data, cases or classes; compare runs of one data set and one part")
+    found: dict[tuple[int, int], list[Mapping[str, object]]] = {}
+    for document in documents:
+        bits = _mapping(document["bits"])
+        found.setdefault((int(str(bits["weights"])), int(str(bits["activations"]))), []).append(document)
+    return [Group(_label(*bits), tuple(found[bits])) for bits in sorted(found, reverse=True)]
+
+
+def comparison_table(groups: Sequence[Group]) -> Table:
+    """Dice (mean ± standard deviation over seeds), loss against the float twin, the dataset's own scores, sizes."""
+    first = groups[0].documents[0]
+    classes, metrics = list(_mapping(first["dice"])), list(_mapping(first["metrics"]))
+    columns = ["network", "seeds"]
+    columns += [title for name in classes for title in (f"Dice {name}", "vs float")]
+    columns += [*metrics, *(title for title, _ in _SIZES)]
+    rows = []
+    for group in groups:
+        row = [group.label, str(len(group.documents))]
+        for name in classes:
+            row += [_spread(group.scores("dice", name), 100.0, 2), _difference(group.losses(name))]
+        row += [_spread(group.scores("metrics", name), 1.0, 4) for name in metrics]
+        row += ["–" if (size := group.size_bytes(key)) is None else format_bytes(size) for _, key in _SIZES]
+        rows.append(tuple(row))
+    return Table(tuple(columns), tuple(rows))
+
+
+def draw_comparison(groups: Sequence[Group], out_path: Path) -> None:
+    """Dice against parameter bytes, one point a bit width; bars are 95 % intervals over the seeds where there are two or more."""
+    points = []
+    for name in _mapping(groups[0].documents[0]["dice"]):
+        for group in groups:
+            scores, size = group.scores("dice", name), group.size_bytes("float_bytes" if group.label == FLOAT else "parameter_bytes")
+            mean = statistics.fmean(scores)
+            half = _half_interval(scores)
+            ends = (None, None) if half is None else (mean - half, mean + half)
+            points.append(DicePoint(group.label, size or 1, mean, ends[0], ends[1], name))
+    dice_against_memory(points, out_path)
+
+
+def _half_interval(scores: Sequence[float]) -> float | None:
+    if len(scores) < 2:
+        return None
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, len(scores) - 1)) * statistics.stdev(scores) / math.sqrt(len(scores))
+
+
+def _label(weights: int, activations: int) -> str:
+    return FLOAT if weights == activations == 32 else f"W{weights}A{activations}"
+
+
+def _spread(values: Sequence[float], factor: float, digits: int) -> str:
+    mean = factor * statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {factor * statistics.stdev(values):.{digits}f}"
+
+
+def _difference(values: Sequence[float]) -> str:
+    return f"{100.0 * statistics.fmean(values):+.2f}" if values else ""
+
+
+def _mean_of(section: Mapping[str, object], name: str) -> float:
+    mean = _mapping(section[name]).get("mean")
+    return float(mean) if isinstance(mean, int | float) else math.nan
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from medquant.config.bits import FLOAT_BITS
 from medquant.errors import ConfigError
 
-FLOAT_BITS = 32
-"""The width that means "not quantized" in plans and on the command line."""
+__all__ = ["FLOAT32_EXACT_LIMIT", "FLOAT_BITS", "TensorFormat", "weight_range"]
 
 FLOAT32_EXACT_LIMIT = 2**24
 """Integers below this magnitude are summed exactly by float32 in any order."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medquant.errors import ConfigError
+from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
 from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat
 from medquant.quant.graph import Add, AvgPool, Concat, Convolution, Graph, Input, MaxPool, Operation, Relu, Upsample
@@ -21,7 +22,6 @@ from medquant.quant.methods.base import ActivationQuantizer, Method, WeightQuant
 from medquant.quant.plan import QuantPlan
 from medquant.quant.sharing import find_sharing
 
-_CONV = {(2, False): F.conv2d, (3, False): F.conv3d, (2, True): F.conv_transpose2d, (3, True): F.conv_transpose3d}
 _MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVG_POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -215,13 +215,7 @@ class QuantNetwork(nn.Module):
                 bias = round_to_grid(bias, _per_channel(grid, operation))
                 if not self.training and self._is_wide(operation, weight, bias, grid, exponents):
                     x, weight, bias = x.double(), weight.double(), bias.double()
-        geometry = operation.geometry
-        convolve = _CONV[geometry.spatial_axes, geometry.transposed]
-        if geometry.transposed:
-            return convolve(  # type: ignore[operator, no-any-return]
-                x, weight, bias, geometry.stride, geometry.padding, geometry.output_padding, geometry.groups, geometry.dilation
-            )
-        return convolve(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)  # type: ignore[operator, no-any-return]
+        return convolve(x, weight, bias, operation.geometry)
 
     def _is_wide(self, operation: Convolution, weight: Tensor, bias: Tensor, grid: Tensor, exponents: dict[str, int]) -> bool:
         """Whether some accumulator could reach 2**24, judged from the actual integers."""

@@ -78,7 +78,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     file = folder / name
     if file.parent != folder or not file.is_file():
         raise CheckpointError(f"{index_path}: names {name!r}, which is not in its folder; restore it or train anew")
-    data = file.read_bytes()
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}); restore it or train anew") from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(
             f"{file}: content does not match its SHA-256 ({len(data)} bytes); the file is damaged, restore it or train anew"
@@ -103,8 +106,10 @@ def _remove_strays(folder: Path) -> None:
     """Remove tensor files the index does not name, also those a killed process left."""
     try:
         named = json.loads((folder / INDEX_NAME).read_bytes())["file"]
-    except (OSError, ValueError, KeyError):
+    except FileNotFoundError:
         named = None
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # an index that cannot be read just now may name any of them
     for file in [*folder.glob("tensors-*.safetensors"), *folder.glob(".*.part")]:
         if file.name != named:
             with contextlib.suppress(OSError):

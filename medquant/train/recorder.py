@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import BinaryIO
 from torch.utils.tensorboard import SummaryWriter
 
 from medquant.data.atomic import write_atomically
-from medquant.errors import CheckpointError
+from medquant.errors import CheckpointError, UsageError
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -22,14 +23,20 @@ class Recorder:
     Args:
         folder: the run folder.
         kept: (stage, epoch) pairs that count; lines of epochs that are to be run again are dropped.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written.
     """
 
     def __init__(self, folder: Path, kept: set[tuple[str, int]] | None = None) -> None:
         self.path = folder / METRICS_NAME
         self.records = [record for record in read_records(self.path) if kept is None or (record["stage"], record["epoch"]) in kept]
         text = "".join(_line(record) for record in self.records).encode()
-        write_atomically(self.path, lambda stream: _write_all(stream, text))
-        self._events = SummaryWriter(log_dir=str(folder / "tensorboard"))
+        try:
+            write_atomically(self.path, lambda stream: _write_all(stream, text))
+            self._events = SummaryWriter(log_dir=str(folder / "tensorboard"))
+        except (OSError, UsageError) as error:
+            raise self._not_written(error) from error
 
     def append(self, record: Mapping[str, object], step: int) -> None:
         """Add one epoch; ``step`` is its place on TensorBoard's axis.
@@ -43,8 +50,17 @@ class Recorder:
                 stream.write(_line(record).encode())
                 stream.flush()
                 os.fsync(stream.fileno())
+            self._add_scalars(record, step)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written ({error}); free some space and resume") from error
+            raise self._not_written(error) from error
+
+    def close(self) -> None:
+        """Flush and close the event files."""
+        # Every figure is in metrics.jsonl already; an error here would hide the one that ended the run.
+        with contextlib.suppress(OSError):
+            self._events.close()
+
+    def _add_scalars(self, record: Mapping[str, object], step: int) -> None:
         stage = record["stage"]
         self._events.add_scalar(f"{stage}/train_loss", record["train_loss"], step)
         self._events.add_scalar(f"{stage}/learning_rate", record["lr"], step)
@@ -53,9 +69,8 @@ class Recorder:
             for name, score in scores.items():
                 self._events.add_scalar(f"{stage}/validation_dice_{name}", score, step)
 
-    def close(self) -> None:
-        """Flush and close the event files."""
-        self._events.close()
+    def _not_written(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self.path.parent}: the record of the run cannot be written ({error}); free some space and resume")
 
 
 def read_records(path: Path) -> list[dict[str, object]]:

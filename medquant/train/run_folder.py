@@ -87,6 +87,7 @@ class RunFolder:
 
         Raises:
             UsageError: something is there already, or the folder cannot be made.
+            CheckpointError: its ``run.json`` cannot be written.
         """
         cls.check_free(path)
         try:
@@ -237,13 +238,20 @@ def newest_run(folder: Path) -> Path | None:
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write a JSON file atomically; keys in order, NaN refused."""
+    """Write a JSON file atomically; keys in order, NaN refused.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written; what stood there before is intact.
+    """
     data = (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
     def write(stream: BinaryIO) -> None:
         stream.write(data)
 
-    write_atomically(path, write)
+    try:
+        write_atomically(path, write)
+    except UsageError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def finished_now() -> str:

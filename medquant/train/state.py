@@ -65,6 +65,8 @@ def unpack_state(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.opti
             # The step count is a CPU scalar in torch's Adam unless it is capturable or fused.
             moved = value if name == "step" and not optimizer.defaults.get("fused") else value.to(parameter.device)
             optimizer.state[parameter][name] = _like(moved, parameter)
+    if "random/cpu" not in checkpoint.tensors:
+        raise CheckpointError("checkpoint without the random state; it was not written by a training run")
     torch.set_rng_state(checkpoint.tensors["random/cpu"].to(torch.uint8))
     return progress_of(checkpoint)
 

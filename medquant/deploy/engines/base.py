@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medquant.errors import EngineMismatchError, InputError
+from medquant.quant.convolution import convolve
 from medquant.quant.formats import TensorFormat
 from medquant.quant.graph import ConvGeometry
 from medquant.quant.program import (
@@ -29,7 +30,6 @@ from medquant.quant.program import (
     last_readers,
 )
 
-_CONV = {(2, False): F.conv2d, (3, False): F.conv3d, (2, True): F.conv_transpose2d, (3, True): F.conv_transpose3d}
 _MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -183,16 +183,6 @@ class TorchProgramEngine(Engine):
 
     def _written(self, node: Node) -> TensorFormat:
         return self.program.format_of(node.name)
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """Convolution or transposed convolution by ``geometry``; shapes as in torch.nn.functional."""
-    function = _CONV[geometry.spatial_axes, geometry.transposed]
-    if geometry.transposed:
-        return function(  # type: ignore[operator, no-any-return]
-            x, weight, bias, geometry.stride, geometry.padding, geometry.output_padding, geometry.groups, geometry.dilation
-        )
-    return function(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)  # type: ignore[operator, no-any-return]
 
 
 def _double_linear(x: Tensor, axis: int) -> Tensor:

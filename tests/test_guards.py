@@ -16,10 +16,10 @@ LEAKS = {
         "import threading, time\ndef test_leak():\n    threading.Thread(target=time.sleep, args=(3,), name='worker').start()\n"
     ),
     "the working folder at": "import os\ndef test_leak(tmp_path):\n    os.chdir(tmp_path)\n",
-    "torch settings changed: default dtype = torch.float64 (was torch.float32)": (
-        "import torch\ndef test_leak():\n    torch.set_default_dtype(torch.float64)\n"
+    "torch settings changed: threads = 3 (was 1), default dtype = torch.float64 (was torch.float32)": (
+        "import torch\ntorch.set_num_threads(1)\n"
+        "def test_leak():\n    torch.set_num_threads(3)\n    torch.set_default_dtype(torch.float64)\n"
     ),
-    "torch settings changed: threads": "import torch\ndef test_leak():\n    torch.set_num_threads(torch.get_num_threads() + 1)\n",
 }
 CLEAN = "def test_after(monkeypatch):\n    monkeypatch.setenv('FINE', '1')\n"
 

@@ -38,7 +38,7 @@ class Volume:
     def __post_init__(self) -> None:
         if self.array.ndim != 3:
             raise GeometryError(f"a volume needs 3 axes (i, j, slice), found an array of shape {self.array.shape}")
-        if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all() or abs(float(np.linalg.det(self.affine))) < 1e-12:
+        if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all() or not _spans_space(self.affine[:3, :3]):
             raise GeometryError("a volume needs a finite, invertible 4×4 affine from voxel indices to millimetres")
 
     @property
@@ -52,6 +52,12 @@ class Volume:
         """Array shape ``(I, J, K)``."""
         i, j, k = self.array.shape
         return i, j, k
+
+
+def _spans_space(directions: NDArray[np.float64]) -> bool:
+    """Whether the three axes are independent; voxels may be nanometres or metres, so the test does not depend on their size."""
+    lengths = np.linalg.norm(directions, axis=0)
+    return bool((lengths > 0).all()) and abs(float(np.linalg.det(directions / lengths))) > 1e-6
 
 
 @dataclass(frozen=True)

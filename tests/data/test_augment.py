@@ -42,7 +42,7 @@ def test_image_and_label_stay_aligned(augmenter: Augmenter) -> None:
         middle = label[:, augmenter.margin[0] :, augmenter.margin[1] :][:, :96, :96]
         moved += bool(np.mean(out_label == middle) < 0.9)
     assert min(scores) > 0.85
-    assert float(np.mean(scores)) > 0.97
+    assert float(np.mean(scores)) > 0.95
     assert moved > 40
 
 

@@ -188,7 +188,7 @@ def test_real_nifti_against_nibabel(shared_data: Path) -> None:
             continue
         image = nib.load(path)
         assert report["shape"] == list(image.shape)
-        if "orientation" in report and report["orientation"]:
+        if report.get("orientation"):
             assert report["orientation"] == "".join(nib.aff2axcodes(image.affine))
         expected = np.asarray(image.dataobj)
         np.testing.assert_allclose(read_nifti_fully(path).values, expected, rtol=1e-6)

@@ -101,6 +101,17 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index() -> None:
     assert not torch.equal(other[0][0], wanted[0][0])
 
 
+def test_each_epoch_and_index_cuts_anew() -> None:
+    # One slice only, so that nothing but the cut and the augmentation can differ.
+    cases = make_phantom(subjects_per_site=1, sites=1, slices=1).cases
+    dataset = PatchDataset(cases, ZSCORE, (48, 48), Augmenter("mr", (48, 48)), 4, seed=0)
+    seen = set()
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        seen.update(dataset[n][0].numpy().tobytes() for n in range(4))
+    assert len(seen) == 12
+
+
 def test_workers_do_not_matter() -> None:
     cases = make_phantom(subjects_per_site=1, sites=1, slices=2).cases
     dataset = PatchDataset(cases, ZSCORE, (48, 48), Augmenter("mr", (48, 48)), 8, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def test_default_shape_classes_and_ids(phantom: Dataset) -> None:
             counts = np.bincount(case.mask.array[:, :, k].ravel(), minlength=3)
             # Real cords: about 60 to 100 mm² with 13 to 25 % of gray matter; a voxel is 0.25 mm². Room for raters.
             assert 150 < counts[1] + counts[2] < 700
-            assert 0.06 < counts[1] / (counts[1] + counts[2]) < 0.45
+            assert 0.1 < counts[1] / (counts[1] + counts[2]) < 0.45
     assert set(np.unique(np.concatenate([case.mask.array.ravel() for case in phantom.cases if case.mask]))) == {0, 1, 2}
 
 
@@ -81,17 +82,20 @@ def test_sites_differ(phantom: Dataset) -> None:
         for site in ("site1", "site2", "site3", "site4")
     }
     ordered = sorted(means.values())
-    assert all(high > 1.2 * low for low, high in zip(ordered, ordered[1:], strict=False))
+    assert all(high > 1.2 * low for low, high in itertools.pairwise(ordered))
 
 
 def test_marker_is_on_the_side_of_growing_i(phantom: Dataset) -> None:
     for case in phantom.cases:
         assert case.mask is not None
+        surplus = []
         for k in range(6):
             cord = np.argwhere(case.mask.array[:, :, k] > 0).mean(axis=0)
             right = _contrast_at(case.image.array[:, :, k], cord, MARKER_OFFSET_MM)
             left = _contrast_at(case.image.array[:, :, k], cord, (-MARKER_OFFSET_MM[0], MARKER_OFFSET_MM[1]))
-            assert right > left + 0.1
+            surplus.append(right - left)
+        # In a single slice the grain of the muscle may come close to it, not in all of a case.
+        assert np.mean(surplus) > 0.2
 
 
 def _contrast_at(image: np.ndarray, cord: np.ndarray, offset_mm: tuple[float, float]) -> float:

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from medquant.config.bits import FLOAT_BITS
 from medquant.errors import ConfigError
 
-__all__ = ["FLOAT32_EXACT_LIMIT", "FLOAT_BITS", "TensorFormat", "weight_range"]
+__all__ = ["FLOAT32_EXACT_LIMIT", "FLOAT_BITS", "TensorFormat", "float32_adds_exactly", "weight_range"]
 
 FLOAT32_EXACT_LIMIT = 2**24
 """Integers below this magnitude are summed exactly by float32 in any order."""
+
+
+def float32_adds_exactly(first: int, second: int) -> bool:
+    """Whether float32 holds every sum of two activations of at most 8 bits with these exponents."""
+    return bool(255 * (2 ** abs(first - second) + 1) < FLOAT32_EXACT_LIMIT)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from medquant.errors import ConfigError
 from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
-from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat
+from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat, float32_adds_exactly
 from medquant.quant.graph import Add, AvgPool, Concat, Convolution, Graph, Input, MaxPool, Operation, Relu, Upsample
 from medquant.quant.methods.base import ActivationQuantizer, Method, WeightQuantizer
 from medquant.quant.plan import QuantPlan
@@ -167,7 +167,7 @@ class QuantNetwork(nn.Module):
         if isinstance(operation, Relu):
             return torch.relu(inputs[0])
         if isinstance(operation, Add):
-            return self._write(operation, inputs[0] + inputs[1], exponents, operation.relu)
+            return self._write(operation, self._sum(operation, inputs, exponents), exponents, operation.relu)
         if isinstance(operation, AvgPool):
             pooled = _AVG_POOL[len(operation.kernel)](inputs[0], operation.kernel, operation.stride)
             return self._write(operation, pooled, exponents, relu=False)
@@ -181,6 +181,11 @@ class QuantNetwork(nn.Module):
             again: Tensor = checkpoint(self._up_sample, operation, inputs[0], exponents, use_reentrant=False, preserve_rng_state=False)
             return again
         raise ConfigError(f"{operation.name}: no way to run {type(operation).__name__}")
+
+    def _sum(self, operation: Add, inputs: list[Tensor], exponents: dict[str, int]) -> Tensor:
+        first, second = (exponents.get(self.sharing.group_of(name), 0) for name in operation.inputs)
+        exact = self.training or float32_adds_exactly(first, second)
+        return inputs[0] + inputs[1] if exact else inputs[0].double() + inputs[1]
 
     def _up_sample(self, operation: Upsample, x: Tensor, exponents: dict[str, int]) -> Tensor:
         up = F.interpolate(x, scale_factor=operation.factor, mode=_LINEAR[operation.spatial_axes], align_corners=False)

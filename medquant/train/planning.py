@@ -11,7 +11,7 @@ from medquant.deploy.packed import load_model
 from medquant.errors import UsageError
 from medquant.evaluate.ledger import Ledger, weigh_plan
 from medquant.quant.plan import QuantPlan
-from medquant.train.run_folder import RunFolder
+from medquant.train.run_folder import RunFolder, stored_config
 from medquant.train.session import build_network, outputs_for, plan_network
 from medquant.train.start import TrainRequest, resolve_config
 
@@ -55,7 +55,7 @@ def make_plan(request: PlanRequest) -> PlannedNetwork:
         run = RunFolder.open(request.target)
         return _plan_config(run.config, outputs_for(len(run.classes)))
     packed = load_model(request.target)
-    return _plan_config(Config.model_validate(packed.metadata.config, strict=False), outputs_for(len(packed.metadata.classes)))
+    return _plan_config(stored_config(packed.metadata.config, request.target), outputs_for(len(packed.metadata.classes)))
 
 
 def _plan_config(config: Config, outputs: int) -> PlannedNetwork:

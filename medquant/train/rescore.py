@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medquant.config.schema import Config
 from medquant.data.normalise import Normalisation
 from medquant.data.opening import open_dataset
 from medquant.data.split import Split
@@ -19,7 +18,7 @@ from medquant.evaluate.predictors import ProgramPredictor
 from medquant.evaluate.process_memory import measure_process_peak
 from medquant.train.finish import score_session
 from medquant.train.reporting import Reporter
-from medquant.train.run_folder import RunFolder, newest_run
+from medquant.train.run_folder import RunFolder, newest_run, stored_config
 from medquant.train.start import RUNS, open_session
 
 PARTS = ("train", "validation", "test")
@@ -85,7 +84,7 @@ def _rescore_model(path: Path, request: EvalRequest, reporter: Reporter) -> dict
     evaluation = evaluate_cases(cases, dataset.info, predictor, normalisation)
     rows, columns, _ = cases[0].image.shape
     shape = (1, 1, rows + -rows % meta.size_multiple, columns + -columns % meta.size_multiple)
-    bits = Config.model_validate(meta.config, strict=False).quant if meta.config else Config().quant
+    bits = stored_config(meta.config, path).quant
     ledger = replace(
         weigh_program(packed.program, meta.float_parameters, bits.wbits, shape),
         model_file_bytes=packed.size_bytes,

@@ -12,7 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 
+from pydantic import ValidationError
+
 import medquant
+from medquant.config.mistakes import describe
 from medquant.config.schema import Config
 from medquant.data.atomic import write_atomically
 from medquant.data.split import Split
@@ -124,20 +127,22 @@ class RunFolder:
         Raises:
             CheckpointError: it is damaged.
         """
-        try:
-            return Config.model_validate_json(json.dumps(self.document["config"]))
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path / RUN_NAME}: its configuration cannot be read ({error}); restore it or train anew"
-            ) from error
+        return stored_config(self.document.get("config"), self.path / RUN_NAME)
 
     @property
     def split(self) -> Split:
-        """The split the run was started with."""
+        """The split the run was started with.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
         stored = self.document.get("split")
         if not isinstance(stored, Mapping):
             raise CheckpointError(f"{self.path / RUN_NAME}: holds no split; restore it or train anew")
-        return Split.from_json(stored)
+        try:
+            return Split.from_json(stored)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path / RUN_NAME}: {error}; restore it or train anew") from error
 
     @property
     def data_sha256(self) -> str:
@@ -229,6 +234,24 @@ def start_document(config: Config, dataset: Dataset, split: Split, command: str)
         "split": split.to_json(),
         "seed": config.train.seed,
     }
+
+
+def stored_config(stored: object, place: Path) -> Config:
+    """The configuration a run or a model file holds.
+
+    Args:
+        stored: JSON values.
+        place: the file they stand in, for messages.
+
+    Raises:
+        CheckpointError: it is damaged, or of another version.
+    """
+    try:
+        return Config.model_validate_json(json.dumps(stored))
+    except ValidationError as error:
+        mistakes = [message.strip() for _, message in describe(error)]
+        more = f" and {len(mistakes) - 1} more" if len(mistakes) > 1 else ""
+        raise CheckpointError(f"{place}: its configuration cannot be read ({mistakes[0]}{more}); restore it or train anew") from error
 
 
 def newest_run(folder: Path) -> Path | None:

@@ -23,7 +23,7 @@ from medquant.data.patches import PatchDataset
 from medquant.data.split import Split
 from medquant.data.volume import Dataset
 from medquant.deploy.engines import get_engine
-from medquant.errors import ConfigError
+from medquant.errors import CheckpointError, ConfigError
 from medquant.evaluate.evaluation import mean_dice, select_cases
 from medquant.evaluate.predictors import FloatPredictor
 from medquant.models import build_model
@@ -120,10 +120,10 @@ class TrainingSession:
     # --- preparation ----------------------------------------------------------------------------------------------
 
     def _check_epochs(self) -> None:
-        if self.warm_epochs == self.config.train.epochs and not self.plan.is_float:
+        if self.warm_epochs == self.config.train.epochs:
             raise ConfigError(
                 f"train.warm_fraction {self.config.train.warm_fraction} leaves none of {self.config.train.epochs} epochs "
-                "for quantized training; lower it"
+                "for the training after the warm start; lower it"
             )
 
     def _place(self, network: Network) -> Network:
@@ -203,8 +203,10 @@ class TrainingSession:
 
         Raises:
             CheckpointError: there is no such run, or it was made with other data, or is not that far.
-            ConfigError: it was made with another recipe or split.
+            ConfigError: it was made with another recipe or split, or this run is a float run itself.
         """
+        if self.plan.is_float:
+            raise ConfigError(f"train.twin_from {source}: a float run has no float twin; leave it out")
         other = RunFolder.open(source)
         other.check_data(self.dataset)
         mine, theirs = _recipe(self.config), _recipe(other.config)
@@ -213,8 +215,12 @@ class TrainingSession:
             raise ConfigError(f"train.twin_from {source}: made with another recipe ({', '.join(differing)} differ); train the twin anew")
         # A float run keeps its network in best/; a quantized one keeps its float twin apart.
         twin = other.twin if has_checkpoint(other.twin) else other.best
-        for folder in (other.warm, twin):
-            load_checkpoint(folder)  # refuses what is missing or damaged
+        load_checkpoint(other.warm)  # refuses what is missing or damaged
+        # The last thing done to a float network; without it, it is unfinished, or best/ is no float network.
+        if not load_checkpoint(twin).values.get("batch_norm_reestimated"):
+            raise CheckpointError(
+                f"{twin}: not the finished float network of a run; end that run first, or name one trained with train.float_twin"
+            )
         return other.warm, twin
 
     def _train_warm(self) -> None:

@@ -113,7 +113,7 @@ class StageRunner:
         waited, asked = 0.0, time.monotonic()
         for images, labels in self.around.batches.epoch(self.plan.first_epoch + epoch, self.progress.step, steps):
             waited += time.monotonic() - asked
-            rate = self._set_rate(epoch * steps + self.progress.step)
+            self._set_rate(epoch * steps + self.progress.step)
             loss = self._step(images, labels)
             self.progress.step += 1
             self.progress.loss_sum += loss
@@ -124,7 +124,7 @@ class StageRunner:
                     f"stopped in stage {self.plan.name}, epoch {epoch + 1}; everything is saved, continue with --resume"
                 )
             asked = time.monotonic()
-        self._finish_epoch(started, waited, rate)
+        self._finish_epoch(started, waited)
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         self.optimizer.zero_grad(set_to_none=True)
@@ -143,7 +143,7 @@ class StageRunner:
             )
         return value
 
-    def _finish_epoch(self, started: float, waited: float, rate: float) -> None:
+    def _finish_epoch(self, started: float, waited: float) -> None:
         steps = self.around.config.steps_per_epoch
         self.network.eval()
         scores = dict(self.around.validate(self.network))
@@ -154,7 +154,8 @@ class StageRunner:
             "epoch": self.progress.epoch,
             "train_loss": self.progress.loss_sum / steps,
             "val_dice": scores,
-            "lr": rate,
+            # Of its last step, which a run stopped right after that step does not take again.
+            "lr": self._rate((self.progress.epoch + 1) * steps - 1),
             "elapsed_s": round(time.monotonic() - started, 3),
             "waited_for_data_s": round(waited, 3),
         }
@@ -176,11 +177,12 @@ class StageRunner:
     def _save_last(self) -> None:
         save_checkpoint(self.around.last_folder, pack_state(self.network, self.optimizer, self.progress))
 
-    def _set_rate(self, step: int) -> float:
-        rate = learning_rate(self.plan.peak_lr, step, self.plan.epochs * self.around.config.steps_per_epoch)
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.plan.peak_lr, step, self.plan.epochs * self.around.config.steps_per_epoch)
+
+    def _set_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        return rate
+            group["lr"] = self._rate(step) * group["scale"]
 
     def _freeze_steps(self) -> None:
         """Late flips of a power-of-two step change a whole channel at once, with too little time left to recover."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medquant.quant.calibration import search_activation_format, search_weight_exponents
 
-EXPONENTS = range(-24, 41)
+EXPONENTS = range(-22, 27)
 
 
 def weight_error(values: NDArray[np.float64], exponent: int, bits: int) -> float:
@@ -114,7 +114,7 @@ def as_tensors(samples: dict[int, NDArray[np.float64]]) -> dict[int, torch.Tenso
     return {bits: torch.from_numpy(values).float() for bits, values in samples.items()}
 
 
-@pytest.mark.parametrize("scale", [1e-3, 0.7, 90.0])
+@pytest.mark.parametrize("scale", [1e-3, 90.0])
 @pytest.mark.parametrize("widths", [(1,), (2,), (4,), (6,), (8,), (4, 8), (2, 6, 8)])
 def test_unsigned_activation_exponent_is_the_best_of_all(widths: tuple[int, ...], scale: float) -> None:
     generator = np.random.default_rng(sum(widths))

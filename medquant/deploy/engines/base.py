@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medquant.errors import EngineMismatchError, InputError
 from medquant.quant.convolution import convolve
-from medquant.quant.formats import TensorFormat
+from medquant.quant.formats import TensorFormat, float32_adds_exactly
 from medquant.quant.graph import ConvGeometry
 from medquant.quant.program import (
     AddNode,
@@ -152,6 +152,8 @@ class TorchProgramEngine(Engine):
 
     def _add(self, node: AddNode, first: Tensor, second: Tensor) -> Tensor:
         a, b = (self.program.format_of(name).exponent for name in node.inputs)
+        if first.dtype == torch.float32 and not float32_adds_exactly(a, b):
+            first, second = first.double(), second.double()
         finer = max(a, b)
         total = first * 2 ** (finer - a) + second * 2 ** (finer - b)
         written = self._written(node)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from medquant.cli.doctor import doctor
@@ -35,6 +37,9 @@ def _root() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    # Threads that wait for each other by spinning make a run many times slower as soon as another job shares the machine;
+    # sleeping costs a quiet machine a few percent. OpenMP reads this when torch is imported, which happens in the commands.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

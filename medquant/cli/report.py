@@ -23,13 +23,17 @@ def report(
     Example: medquant report runs/em-* --out report
     """
     from medquant.data.atomic import write_text
+    from medquant.errors import UsageError
     from medquant.report.comparison import comparison_table, draw_comparison, group_runs
     from medquant.train.run_folder import RunFolder
 
     voice = Voice(as_json, quiet, verbose)
     groups = group_runs([RunFolder.open(run).evaluation for run in runs])
     table = comparison_table(groups)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: the report folder cannot be made ({error.strerror}); choose another --out") from error
     write_text(out / "table.md", table.to_markdown() + "\n")
     write_text(out / "table.csv", table.to_csv())
     draw_comparison(groups, out / "dice_memory.png")

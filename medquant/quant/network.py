@@ -177,7 +177,7 @@ class QuantNetwork(nn.Module):
             if not torch.is_grad_enabled() or self._activation_bits(operation.name) is None:
                 return self._up_sample(operation, inputs[0], exponents)
             # The tensors before and behind this quantizer are the largest of the network, and nothing else keeps them for the
-            # backward pass: computing them again there costs little and saves a fifth of a step's memory.
+            # backward pass: computing them again there costs little and saves about a tenth of a step's memory.
             again: Tensor = checkpoint(self._up_sample, operation, inputs[0], exponents, use_reentrant=False, preserve_rng_state=False)
             return again
         raise ConfigError(f"{operation.name}: no way to run {type(operation).__name__}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,16 +35,16 @@ class Group:
     documents: tuple[Mapping[str, object], ...]
 
     def scores(self, section: str, name: str) -> list[float]:
-        """Mean over cases of one figure, one entry a run."""
-        return [_mean_of(_mapping(document[section]), name) for document in self.documents]
+        """Mean over cases of one figure, one entry a run that has one."""
+        return _known(_mean_of(_mapping(document[section]), name) for document in self.documents)
 
     def losses(self, name: str) -> list[float]:
-        """Dice minus that of the run's float twin, one entry a run that has one."""
-        return [
+        """Dice minus that of the run's float twin, one entry a run that has both."""
+        return _known(
             _mean_of(_mapping(document["dice"]), name) - _mean_of(_mapping(_mapping(document["float_twin"])["dice"]), name)
             for document in self.documents
             if document.get("float_twin")
-        ]
+        )
 
     def size_bytes(self, key: str) -> int | None:
         """A size, the largest over the runs (they differ by a few bytes at the most)."""
@@ -96,6 +96,8 @@ def draw_comparison(groups: Sequence[Group], out_path: Path) -> None:
     for name in _mapping(groups[0].documents[0]["dice"]):
         for group in groups:
             scores, size = group.scores("dice", name), group.size_bytes("float_bytes" if group.label == FLOAT else "parameter_bytes")
+            if not scores:
+                continue
             mean = statistics.fmean(scores)
             half = _half_interval(scores)
             ends = (None, None) if half is None else (mean - half, mean + half)
@@ -115,7 +117,13 @@ def _label(weights: int, activations: int) -> str:
     return FLOAT if weights == activations == 32 else f"W{weights}A{activations}"
 
 
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
 def _spread(values: Sequence[float], factor: float, digits: int) -> str:
+    if not values:
+        return "–"
     mean = factor * statistics.fmean(values)
     if len(values) < 2:
         return f"{mean:.{digits}f}"

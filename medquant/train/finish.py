@@ -17,7 +17,7 @@ from medquant.deploy.agreement import Agreement, check_agreement
 from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.packed import load_model as load_packed
 from medquant.deploy.packed import save_model
-from medquant.errors import EngineMismatchError
+from medquant.errors import CheckpointError, EngineMismatchError, UsageError
 from medquant.evaluate.evaluation import SCHEMA as EVAL_SCHEMA
 from medquant.evaluate.evaluation import Evaluation, baseline_document, evaluate_cases, scores_document, select_cases
 from medquant.evaluate.ledger import Ledger, weigh_plan, weigh_program
@@ -63,7 +63,10 @@ def finish(session: TrainingSession) -> Finished:
     finished = score_session(session, agreement)
     write_json(run.eval, finished.document)
     cases = select_cases(session.dataset, session.split.parts()[session.config.eval.split])
-    draw_pictures(session, cases, finished.evaluation, finished.twin, finished.document)
+    try:
+        draw_pictures(session, cases, finished.evaluation, finished.twin, finished.document)
+    except (OSError, UsageError) as error:
+        raise CheckpointError(f"{run.pictures}: not drawn ({error}); free some space and resume") from error
     run.note(status="finished", finished=finished_now(), is_float=session.plan.is_float)
     run.note_outputs()
     return finished

@@ -60,9 +60,11 @@ def build_network(config: Config, outputs: int) -> nn.Module:
     """The float network of a configuration.
 
     Raises:
-        ConfigError: an unknown network name.
+        ConfigError: an unknown network name, or a network that does not take slices.
     """
     model = config.model
+    if model.dimensions != 2:
+        raise ConfigError(f"model.dimensions {model.dimensions}: data reach the network slice by slice, which needs 2; set it to 2")
     options = model.model_dump(exclude={"name"})
     return build_model(model.name, in_channels=1, out_channels=outputs, **options)
 
@@ -193,8 +195,11 @@ class TrainingSession:
             return progress_of(load_checkpoint(self.run_folder.last)).finished_stages
         if self.config.train.twin_from is not None:
             found = self.twin_folders(Path(self.config.train.twin_from))
-            for folder, destination in zip(found, (self.run_folder.warm, self.run_folder.twin), strict=True):
-                shutil.copytree(folder, destination, dirs_exist_ok=True)
+            try:
+                for folder, destination in zip(found, (self.run_folder.warm, self.run_folder.twin), strict=True):
+                    shutil.copytree(folder, destination, dirs_exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(f"{self.run_folder.path}: the twin cannot be copied ({error}); free some space and resume") from error
             return ["warm", "float"]
         return []
 

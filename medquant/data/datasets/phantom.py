@@ -22,8 +22,8 @@ INFO = DatasetInfo(
     scored=("gray_matter", "white_matter"),
     recipe={
         "model.channels": 16,
-        "train.epochs": 20,
-        "train.steps_per_epoch": 30,
+        "train.epochs": 16,
+        "train.steps_per_epoch": 25,
         "data.patch_size": [96, 96],
         "data.batch_size": 16,
         "data.normalisation": "zscore_slice",

@@ -59,6 +59,7 @@ VARIANTS = {
     "brevitas": "W4A6, power-of-two scales, learned (its phase after the statistics), no batch norm",
     "brevitas-collecting": "the same while it collects activation percentiles (by default its first 300 steps)",
     "brevitas-batch-norm": "brevitas with batch norm behind each convolution, scales learned",
+    "brevitas-integer": "brevitas as an integer program: 32-bit biases, quantized tensors passed along, one scale in a concatenation",
 }
 DEFAULT_VARIANTS = tuple(name for name in VARIANTS if name != "medquant-compiled")
 
@@ -68,7 +69,7 @@ def build_step(variant: str, setting: Setting, shape: Shape) -> Callable[[], Non
     torch.manual_seed(0)
     network = _network(variant, shape).train()
     layout = torch.channels_last if setting.channels_last else torch.contiguous_format
-    network = network.to(memory_format=layout)
+    network = network.to(memory_format=layout)  # type: ignore[call-overload]
     run = torch.compile(network) if variant.endswith("compiled") else network
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
     image = torch.randn(shape.batch, 1, shape.size, shape.size).contiguous(memory_format=layout)
@@ -78,7 +79,7 @@ def build_step(variant: str, setting: Setting, shape: Shape) -> Callable[[], Non
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=setting.bfloat16):
             logits: Tensor = run(image)
-        F.binary_cross_entropy_with_logits(logits.float(), target).backward()  # type: ignore[no-untyped-call]
+        F.binary_cross_entropy_with_logits(logits.float(), target).backward()
         optimizer.step()
 
     return step
@@ -93,21 +94,24 @@ def _network(variant: str, shape: Shape) -> nn.Module:
         network.train()(sample)  # running statistics that are not the initial ones
     if variant == "float":
         return network
-    if variant == "brevitas-batch-norm":
-        return _brevitas(options, collecting=False, graph=None)
     graph = simplify(capture(network, sample))
     if variant.startswith("brevitas"):
-        return _brevitas(options, collecting=variant == "brevitas-collecting", graph=graph)
+        return _brevitas(variant, options, graph)
     bits = (FLOAT_BITS, FLOAT_BITS) if variant == "float-folded" else (WEIGHT_BITS, ACTIVATION_BITS)
     quantized = QuantNetwork(graph, resolve_plan(graph, *bits, EDGE_BITS), get_method("fixed_point"))
     quantized.calibrate([sample])
     return quantized
 
 
-def _brevitas(options: UNetOptions, collecting: bool, graph: Graph | None) -> nn.Module:
-    from benchmarks.brevitas_unet import ALWAYS, BrevitasUNet  # an optional peer, imported only where it is measured
+def _brevitas(variant: str, options: UNetOptions, graph: Graph) -> nn.Module:
+    # An optional peer, imported only where it is measured.
+    from benchmarks.brevitas_unet import ALWAYS, BrevitasOptions, BrevitasUNet
 
-    network = BrevitasUNet(options, collect_steps=ALWAYS if collecting else 1, batch_norm=graph is None)
-    if graph is not None:
-        network.load_folded(graph)
+    how = BrevitasOptions(
+        collect_steps=ALWAYS if variant == "brevitas-collecting" else 1,
+        batch_norm=variant == "brevitas-batch-norm",
+        integer=variant == "brevitas-integer",
+    )
+    network = BrevitasUNet(options, how)
+    network.load_folded(graph)
     return network

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 import traceback
@@ -38,9 +39,18 @@ class Voice:
     def result(self, text: str, document: Mapping[str, object]) -> None:
         """The result, on stdout: the text, or the document where JSON is asked for."""
         if self.as_json:
-            print(json.dumps({"schema": SCHEMA, **document}, indent=1, sort_keys=True, allow_nan=False))
+            print(json.dumps(_plain({"schema": SCHEMA, **document}), indent=1, sort_keys=True, allow_nan=False))
         else:
             print(text)
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN and no infinity: a figure that is not finite is null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:

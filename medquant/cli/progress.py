@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from medquant.cli.output import Voice
+from medquant.report.tables import format_dice
 
 
 class TrainingProgress:
@@ -49,7 +50,7 @@ class TrainingProgress:
     def epoch_finished(self, record: Mapping[str, object]) -> None:
         """Show loss and validation Dice of the epoch."""
         scores = record["val_dice"]
-        dice = " ".join(f"{name} {100 * score:.2f}" for name, score in scores.items()) if isinstance(scores, Mapping) else ""
+        dice = " ".join(f"{name} {format_dice(score)}" for name, score in scores.items()) if isinstance(scores, Mapping) else ""
         text = f"epoch {int(str(record['epoch'])) + 1}  loss {record['train_loss']:.4f}  validation Dice {dice}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, note=text)

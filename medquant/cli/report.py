@@ -28,7 +28,7 @@ def report(
     from medquant.train.run_folder import RunFolder
 
     voice = Voice(as_json, quiet, verbose)
-    groups = group_runs([RunFolder.open(run).evaluation for run in runs])
+    groups = group_runs([RunFolder.open(run).evaluation for run in dict.fromkeys(path.resolve() for path in runs)])
     table = comparison_table(groups)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,8 @@ class DataConfig(Section):
     )
     batch_size: int = Field(default=4, ge=1, le=4096, description="patches in a training step")
     normalisation: Literal["zscore_slice", "zscore_volume", "range"] = Field(
-        default="zscore_slice", description="grey values to zero mean and unit variance by slice or by volume, or to 0..1"
+        default="zscore_slice",
+        description="grey values to zero mean and unit variance by slice or by volume, or the range of the training images to 0..1",
     )
     augmentation: Literal["em", "mr", "none"] = Field(default="em", description="random changes of training patches, by kind of image")
     workers: int = Field(default=0, ge=0, le=256, description="processes that load patches; 0: the training process itself")
@@ -147,5 +148,11 @@ class Config(Section):
             rows, columns = self.data.patch_size
             raise ValueError(
                 f"data.patch_size must hold multiples of {factor} for model.depth {self.model.depth}; found [{rows}, {columns}]"
+            )
+        at_the_bottom = self.data.batch_size * (self.data.patch_size[0] // factor) * (self.data.patch_size[1] // factor)
+        if at_the_bottom < 2:
+            raise ValueError(
+                f"data.batch_size 1 leaves one value a channel at the bottom of model.depth {self.model.depth}, too few for batch norm; "
+                "use a larger data.batch_size or data.patch_size"
             )
         return self

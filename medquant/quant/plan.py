@@ -88,6 +88,7 @@ def resolve_plan(graph: Graph, wbits: int, abits: int, edge_bits: int, rules: Se
     if not convolutions:
         raise ConfigError("the network has no convolution; there is nothing to quantize")
     _refuse_idle_weights(rules, sites)
+    _refuse_idle_activations(rules, sites, graph)
     edges = {convolutions[0].name: "first layer", convolutions[-1].name: "last layer"}
     defaults: dict[str, tuple[int, int]] = {}
     for site in sites:
@@ -109,6 +110,18 @@ def _refuse_idle_weights(rules: Sequence[BitRule], sites: Sequence[Operation]) -
         if rule.weight_bits is not None and matched and not any(isinstance(site, Convolution) for site in matched):
             names = ", ".join(site.name for site in matched)
             raise UsageError(f"bit rule {rule.text!r} gives weight bits to {names}, which has no weights; write '{rule.pattern}=/A'")
+
+
+def _refuse_idle_activations(rules: Sequence[BitRule], sites: Sequence[Operation], graph: Graph) -> None:
+    if not isinstance(graph[graph.output], Convolution):
+        return
+    for rule in rules:
+        matched = [site.name for site in sites if rule.matches(site.name)]
+        if rule.activation_bits is not None and matched == [graph.output]:
+            raise UsageError(
+                f"bit rule {rule.text!r} gives activation bits to {graph.output}, the last layer, whose 32-bit accumulators are "
+                f"compared as they are; write '{rule.pattern}=W/'"
+            )
 
 
 def _note(site: Operation, edges: dict[str, str], bits: tuple[int, int], default: tuple[int, int], uniform: tuple[int, int]) -> str:

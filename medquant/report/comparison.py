@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,11 +66,19 @@ def group_runs(documents: Sequence[Mapping[str, object]]) -> list[Group]:
     }
     if len(scored) > 1:
         raise InputError("the runs were scored on different data, cases or classes; compare runs of one data set and one part")
+    _refuse_mixed_networks(documents)
     found: dict[tuple[int, int], list[Mapping[str, object]]] = {}
     for document in documents:
         bits = _mapping(document["bits"])
         found.setdefault((int(str(bits["weights"])), int(str(bits["activations"]))), []).append(document)
     return [Group(_label(*bits), tuple(found[bits])) for bits in sorted(found, reverse=True)]
+
+
+def _refuse_mixed_networks(documents: Sequence[Mapping[str, object]]) -> None:
+    """A row is a mean over seeds: everything but seed and bits must be the same."""
+    models = {json.dumps({**_mapping(d["network"]), "edge_bits": None}, sort_keys=True) for d in documents if "network" in d}
+    if len(models) > 1:
+        raise InputError("the runs are of different networks or layer rules; compare runs that differ in bits and seed only")
 
 
 def comparison_table(groups: Sequence[Group]) -> Table:

@@ -17,9 +17,10 @@ from medquant.deploy.agreement import Agreement, check_agreement
 from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.packed import load_model as load_packed
 from medquant.deploy.packed import save_model
-from medquant.errors import CheckpointError, EngineMismatchError, UsageError
+from medquant.errors import CheckpointError, EngineMismatchError, InputError, InterruptedRunError, UsageError
 from medquant.evaluate.evaluation import SCHEMA as EVAL_SCHEMA
 from medquant.evaluate.evaluation import Evaluation, baseline_document, evaluate_cases, scores_document, select_cases
+from medquant.evaluate.intervals import summarise
 from medquant.evaluate.ledger import Ledger, weigh_plan, weigh_program
 from medquant.evaluate.predictors import FloatPredictor, MaskPredictor, ProgramPredictor
 from medquant.evaluate.process_memory import measure_process_peak
@@ -83,7 +84,7 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
     else:
         predictor = FloatPredictor(_trained_float(session), session.size_multiple)
     session.reporter.message(f"scoring {len(cases)} cases of the {config.eval.split} part")
-    evaluation = evaluate_cases(cases, dataset.info, predictor, session.normalisation)
+    evaluation = evaluate_cases(cases, dataset.info, predictor, session.normalisation, lambda case: _heed_stop(session))
     twin = _evaluate_twin(session, cases)
     return Finished(_document(session, cases, evaluation, twin, agreement), evaluation, twin)
 
@@ -132,7 +133,13 @@ def _evaluate_twin(session: TrainingSession, cases: Sequence[Case]) -> Evaluatio
         return None
     network = session.network
     load_model(load_checkpoint(session.run_folder.twin), network)
-    return evaluate_cases(cases, session.dataset.info, FloatPredictor(network, session.size_multiple), session.normalisation)
+    predictor = FloatPredictor(network, session.size_multiple)
+    return evaluate_cases(cases, session.dataset.info, predictor, session.normalisation, lambda case: _heed_stop(session))
+
+
+def _heed_stop(session: TrainingSession) -> None:
+    if session.stop_requested():
+        raise InterruptedRunError("stopped while scoring; training is complete, --resume scores it")
 
 
 def _metadata(session: TrainingSession) -> ModelMetadata:
@@ -170,11 +177,20 @@ def weigh_session(session: TrainingSession, cases: Sequence[Case]) -> Ledger:
     parameters = sum(parameter.numel() for parameter in session.network.parameters())
     if session.plan.is_integer:
         ledger = weigh_program(load_packed(run.model).program, parameters, wbits, shape)
-        peak = measure_process_peak(run.model, shape, session.config.eval.engine)
+        peak = _process_peak(session, shape)
         return replace(ledger, model_file_bytes=run.model.stat().st_size, process_peak_bytes=peak)
     graph, plan = plan_network(session.config, session.network)
     files = sum(file.stat().st_size for file in run.best.glob("*.safetensors"))
     return replace(weigh_plan(graph, plan, parameters, wbits, shape), model_file_bytes=files)
+
+
+def _process_peak(session: TrainingSession, shape: tuple[int, ...]) -> int | None:
+    """The measured peak, None where the measurement failed: that must not cost the scores."""
+    try:
+        return measure_process_peak(session.run_folder.model, shape, session.config.eval.engine)
+    except InputError as error:
+        session.reporter.message(f"process memory not measured: {error}")
+        return None
 
 
 def _document(
@@ -186,6 +202,12 @@ def _document(
         "run": str(session.run_folder.path),
         "data": {"name": dataset.info.name, "recognised": dataset.recognised, "content_sha256": dataset.content_sha256},
         "split": {"part": config.eval.split, "rule": session.split.rule, "cases": [case.id for case in cases]},
+        "network": {
+            **config.model.model_dump(mode="json"),
+            "edge_bits": config.quant.edge_bits,
+            "layer_bits": list(config.quant.layer_bits),
+        },
+        "seed": config.train.seed,
         "bits": {"weights": config.quant.wbits, "activations": config.quant.abits, "method": config.quant.method},
         **scores_document(evaluation, dataset.info),
         "baseline": baseline_document(cases, dataset.info),
@@ -195,7 +217,7 @@ def _document(
     }
     if twin is not None:
         document["dice_minus_twin"] = {
-            name: round(float(np.nanmean([a.dice[name] - b.dice[name] for a, b in zip(evaluation.scores, twin.scores, strict=True)])), 6)
+            name: summarise([a.dice[name] - b.dice[name] for a, b in zip(evaluation.scores, twin.scores, strict=True)]).mean
             for name in dataset.info.scored
         }
     return document

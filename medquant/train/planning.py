@@ -10,6 +10,8 @@ from medquant.config.schema import Config
 from medquant.deploy.packed import load_model
 from medquant.errors import UsageError
 from medquant.evaluate.ledger import Ledger, weigh_plan
+from medquant.quant.methods import get_method
+from medquant.quant.network import QuantNetwork
 from medquant.quant.plan import QuantPlan
 from medquant.train.run_folder import RunFolder, stored_config
 from medquant.train.session import build_network, outputs_for, plan_network
@@ -61,6 +63,7 @@ def make_plan(request: PlanRequest) -> PlannedNetwork:
 def _plan_config(config: Config, outputs: int) -> PlannedNetwork:
     network = build_network(config, outputs)
     graph, plan = plan_network(config, network)
+    QuantNetwork(graph, plan, get_method(config.quant.method))  # refuses bits that do not go together
     parameters = sum(parameter.numel() for parameter in network.parameters())
     shape = (1, 1, *config.data.patch_size)
     return PlannedNetwork(plan, weigh_plan(graph, plan, parameters, config.quant.wbits, shape))

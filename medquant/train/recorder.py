@@ -67,6 +67,8 @@ class Recorder:
         scores = record["val_dice"]
         if isinstance(scores, Mapping):
             for name, score in scores.items():
+                if score is None:
+                    continue
                 self._events.add_scalar(f"{stage}/validation_dice_{name}", score, step)
 
     def _not_written(self, error: Exception) -> CheckpointError:

@@ -10,6 +10,7 @@ from medquant.data.normalise import Normalisation
 from medquant.data.opening import open_dataset
 from medquant.data.split import Split
 from medquant.data.volume import Case, Dataset
+from medquant.deploy.engines import get_engine
 from medquant.deploy.packed import PackedModel, load_model
 from medquant.errors import InputError, UsageError
 from medquant.evaluate.evaluation import SCHEMA, baseline_document, evaluate_cases, scores_document, select_cases
@@ -51,6 +52,7 @@ def rescore(request: EvalRequest, reporter: Reporter) -> dict[str, object]:
     """
     if request.part not in PARTS:
         raise UsageError(f"--split {request.part!r}: expected {', '.join(PARTS)}")
+    get_engine(request.engine)
     target = request.target or newest_run(RUNS) or newest_run(Path())
     if target is None:
         raise UsageError("nothing to score: no run below this folder; train first, or name a run folder or a model file")
@@ -73,7 +75,7 @@ def _rescore_run(folder: Path, request: EvalRequest, reporter: Reporter) -> dict
 
 def _rescore_model(path: Path, request: EvalRequest, reporter: Reporter) -> dict[str, object]:
     packed = load_model(path)
-    dataset = _model_data(packed, request)
+    dataset = _model_data(packed, path, request)
     reporter.message(dataset.recognised)
     part, cases = _model_cases(packed, dataset, request.part, reporter)
     meta = packed.metadata
@@ -103,11 +105,11 @@ def _rescore_model(path: Path, request: EvalRequest, reporter: Reporter) -> dict
     }
 
 
-def _model_data(packed: PackedModel, request: EvalRequest) -> Dataset:
+def _model_data(packed: PackedModel, path: Path, request: EvalRequest) -> Dataset:
     if request.data is not None:
         return open_dataset(request.data)
     if packed.metadata.dataset == "phantom":
-        return open_dataset(None)
+        return open_dataset(None, phantom_seed=stored_config(packed.metadata.config, path).data.phantom_seed)
     raise UsageError(f"this model was trained on {packed.metadata.dataset}; say where the data to score are with --data")
 
 

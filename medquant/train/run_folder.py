@@ -81,7 +81,11 @@ class RunFolder:
         Raises:
             UsageError: the folder exists and is not empty.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        try:
+            taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        except OSError as error:
+            raise UsageError(f"{path}: not a usable place for a run ({error.strerror}); choose another --out") from error
+        if taken:
             raise UsageError(f"{path} exists already; continue it with --resume, or choose another --out")
 
     @classmethod
@@ -225,7 +229,7 @@ def start_document(config: Config, dataset: Dataset, split: Split, command: str)
         "config": config.model_dump(mode="json"),
         "data": {
             "name": dataset.info.name,
-            "path": dataset.path,
+            "path": None if dataset.path is None else str(Path(dataset.path).resolve()),
             "recognised": dataset.recognised,
             "content_sha256": dataset.content_sha256,
             "cases": len(dataset.cases),

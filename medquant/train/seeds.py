@@ -9,7 +9,8 @@ import torch
 
 
 def make_repeatable(seed: int, threads: int | None) -> int:
-    """Seed every generator and fix the thread count; same seed and threads give the same bits on one machine.
+    """Seed every generator and fix the thread count; same seed and threads give the same bits on one processor. On a GPU
+    some of torch's gradients (linear up-sampling) add up in no fixed order, and bits may differ.
 
     Args:
         seed: any non-negative number.

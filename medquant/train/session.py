@@ -110,16 +110,26 @@ class TrainingSession:
         self.stop_requested = stop_requested
         get_engine(config.eval.engine)  # a name that does not exist must be found out now, not after hours of training
         self.method = get_method(config.quant.method)
-        self.threads = make_repeatable(config.train.seed, config.train.threads)
+        # A resumed run takes the thread count it was started with: another one gives other bits.
+        noted = run.document.get("threads")
+        self.threads = make_repeatable(config.train.seed, config.train.threads or (noted if isinstance(noted, int) else None))
         self.device = choose_device(config.train.device)
-        self.normalisation = Normalisation(config.data.normalisation, *_range_ends(config))
+        self.normalisation = self._make_normalisation()
         self.warm_epochs = round(config.train.epochs * config.train.warm_fraction)
         self.network = self._place(build_network(config, outputs_for(len(dataset.info.classes))))
         self.size_multiple = 2 ** (config.model.depth - 1)
-        self.plan = plan_network(config, self.network)[1]
+        graph, self.plan = plan_network(config, self.network)
+        QuantNetwork(graph, self.plan, self.method)  # bits that do not go together are refused now, not after the warm start
         self._check_epochs()
 
     # --- preparation ----------------------------------------------------------------------------------------------
+
+    def _make_normalisation(self) -> Normalisation:
+        kind = self.config.data.normalisation
+        if kind != "range":
+            return Normalisation(kind)
+        arrays = [case.image.array for case in select_cases(self.dataset, self.split.train)]
+        return Normalisation(kind, float(min(array.min() for array in arrays)), float(max(array.max() for array in arrays)))
 
     def _check_epochs(self) -> None:
         if self.warm_epochs == self.config.train.epochs:
@@ -290,7 +300,3 @@ def _recipe(config: Config) -> dict[str, object]:
         for name, section in (("train", train), ("data", data), ("model", dumped["model"]))
         for key, value in section.items()
     }
-
-
-def _range_ends(config: Config) -> tuple[float, float] | tuple[()]:
-    return (0.0, 255.0) if config.data.normalisation == "range" else ()

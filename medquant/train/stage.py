@@ -153,7 +153,7 @@ class StageRunner:
             "stage": self.plan.name,
             "epoch": self.progress.epoch,
             "train_loss": self.progress.loss_sum / steps,
-            "val_dice": scores,
+            "val_dice": {name: None if math.isnan(score) else score for name, score in scores.items()},
             # Of its last step, which a run stopped right after that step does not take again.
             "lr": self._rate((self.progress.epoch + 1) * steps - 1),
             "elapsed_s": round(time.monotonic() - started, 3),

@@ -12,7 +12,7 @@ from medquant.config.schema import Config
 from medquant.data.opening import open_dataset
 from medquant.data.split import check_no_leak, make_split
 from medquant.data.volume import Dataset
-from medquant.errors import UsageError
+from medquant.errors import InputError, UsageError
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RunFolder, newest_run, start_document
 from medquant.train.session import TrainingSession
@@ -122,6 +122,8 @@ def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_req
     remembered = stored.get("path") if isinstance(stored, Mapping) else None
     path = data_path if data_path is not None else remembered
     config = run.config
+    if data_path is None and path is not None and not Path(str(path)).exists():
+        raise InputError(f"{run.path}: its data were at {path}, where nothing is now; say where they are with --data")
     dataset = open_configured(config, None if path is None else str(path))
     run.check_data(dataset)
     split = run.split

@@ -45,6 +45,8 @@ def pack_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Pro
         for name, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
     tensors["random/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
     return Checkpoint(tensors, {"progress": progress.to_json()})
 
 
@@ -68,6 +70,8 @@ def unpack_state(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.opti
     if "random/cpu" not in checkpoint.tensors:
         raise CheckpointError("checkpoint without the random state; it was not written by a training run")
     torch.set_rng_state(checkpoint.tensors["random/cpu"].to(torch.uint8))
+    if torch.cuda.is_available() and "random/cuda" in checkpoint.tensors:
+        torch.cuda.set_rng_state(checkpoint.tensors["random/cuda"].to(torch.uint8))
     return progress_of(checkpoint)
 
 

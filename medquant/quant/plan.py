@@ -117,7 +117,7 @@ def _refuse_idle_activations(rules: Sequence[BitRule], sites: Sequence[Operation
         return
     for rule in rules:
         matched = [site.name for site in sites if rule.matches(site.name)]
-        if rule.activation_bits is not None and matched == [graph.output]:
+        if rule.weight_bits is None and rule.activation_bits is not None and matched == [graph.output]:
             raise UsageError(
                 f"bit rule {rule.text!r} gives activation bits to {graph.output}, the last layer, whose 32-bit accumulators are "
                 f"compared as they are; write '{rule.pattern}=W/'"

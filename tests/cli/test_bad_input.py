@@ -333,3 +333,22 @@ def test_a_full_disk_ends_a_run_that_can_be_resumed(monkeypatch: pytest.MonkeyPa
     assert not Path("run/model.mq").exists()
     monkeypatch.setattr("medquant.train.finish.draw_pictures", lambda *_: None)
     assert typed("train", "--resume", "--out", "run").exit_code == 0
+
+
+def test_bits_that_do_not_go_together_are_refused_before_training(in_an_empty_folder: Path) -> None:
+    # enc1.conv2 and the up-sampled tensor meet in a concatenation, so one cannot be float and the other six bits wide.
+    words = ("enc1.conv2", "meet in a concatenation")
+    for command in ("train", "plan"):
+        out = ("--out", "run") if command == "train" else ()
+        _refused(CONFIG, words, command, *SMALL_OPTIONS, "--layer-bits", "enc1.conv2=/32", *out)
+    assert not Path("run").exists()
+
+
+def test_too_few_values_for_batch_norm_are_refused(in_an_empty_folder: Path) -> None:
+    options = ("-o", "model.depth=5", "-o", "data.patch_size=[16,16]", "-o", "data.batch_size=1")
+    _refused(CONFIG, ("batch_size", "batch norm"), "train", *options, "--out", "run")
+    assert not Path("run").exists()
+
+
+def test_a_place_that_cannot_be_is_a_usage_error(in_an_empty_folder: Path) -> None:
+    _refused(USAGE, ("--out",), "train", *SMALL_OPTIONS, "--out", "x" * 300)

@@ -111,8 +111,8 @@ def test_results_go_to_stdout_and_words_to_stderr(capsys: pytest.CaptureFixture[
 def test_json_is_one_document_with_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
     Voice(as_json=True).result("a table", {"figure": 1.5, "name": "Å"})
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "figure": 1.5, "name": "Å"}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        Voice(as_json=True).result("", {"figure": float("nan")})
+    Voice(as_json=True).result("", {"figures": [float("nan"), {"high": float("inf")}, 2.0]})
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "figures": [None, {"high": None}, 2.0]}
 
 
 def test_options_and_names_survive_the_guard() -> None:

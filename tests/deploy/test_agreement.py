@@ -34,7 +34,7 @@ def _images(count: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[n
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
-@pytest.mark.parametrize(("wbits", "abits", "rules"), [(4, 6, ()), (1, 1, ()), (8, 8, ()), (2, 3, ("head=/5", "bottom*=8/2"))])
+@pytest.mark.parametrize(("wbits", "abits", "rules"), [(4, 6, ()), (1, 1, ()), (8, 8, ()), (2, 3, ("head=5/", "bottom*=8/2"))])
 def test_simulation_and_program_agree_in_every_value(outputs: int, wbits: int, abits: int, rules: tuple[str, ...]) -> None:
     network = _network(outputs, wbits, abits, rules)
     assert check_agreement(network, lower(network), _images(3)) == Agreement(checked=3 * outputs * 16 * 12, differing=0)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medquant.config.bits import parse_rules
+from medquant.config.bits import parse_rule, parse_rules
 from medquant.errors import ConfigError, UsageError
 from medquant.models.unet import UNet, UNetOptions
 from medquant.quant.capture import capture
@@ -121,3 +121,8 @@ def test_unet_layers_in_the_order_they_run() -> None:
     blocks = [f"{block}.{part}" for block in ("enc1", "enc2", "enc3", "bottom") for part in ("conv1", "conv2")]
     blocks += [f"{block}.{part}" for block in ("dec3", "dec2", "dec1") for part in ("up", "conv1", "conv2")]
     assert [layer.name for layer in plan.layers] == ["input", *blocks, "head"]
+
+
+def test_activation_bits_for_the_accumulators_of_the_last_layer(graph: Graph) -> None:
+    with pytest.raises(UsageError, match=r"'head=/6'.*accumulators"):
+        resolve_plan(graph, 4, 6, 8, [parse_rule("head=/6")])

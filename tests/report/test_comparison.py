@@ -87,3 +87,10 @@ def test_a_class_nothing_could_be_scored_for_is_a_dash(tmp_path: Path) -> None:
 def test_a_run_without_a_score_does_not_spoil_the_others() -> None:
     row = comparison_table(group_runs([_document((4, 6), None, 0.5), _document((4, 6), 0.9, 0.95)])).rows[0]
     assert row[:4] == ("W4A6", "2", "90.00", "-5.00")
+
+
+def test_runs_of_different_networks_are_not_averaged() -> None:
+    small, large = ({**_document((4, 6), 0.9), "network": {"channels": channels, "layer_bits": []}} for channels in (2, 8))
+    assert len(group_runs([small, dict(small)])[0].documents) == 2
+    with pytest.raises(InputError, match="different networks"):
+        group_runs([small, large])

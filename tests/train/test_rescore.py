@@ -77,7 +77,7 @@ def test_data_of_other_classes_or_without_labels_are_refused(finished_run: Path,
     other = replace(data, info=replace(data.info, classes={0: "background", 1: "liver", 2: "spleen"}, scored=("liver",)))
     unlabelled = replace(data, cases=tuple(replace(case, mask=None) for case in data.cases))
     for found, words in ((other, r"model\.mq: finds .*gray_matter.*the data hold .*spleen"), (unlabelled, "no labelled case")):
-        monkeypatch.setattr(rescore_module, "open_dataset", lambda *_, found=found: found)
+        monkeypatch.setattr(rescore_module, "open_dataset", lambda *_, found=found, **__: found)
         with pytest.raises(InputError, match=words):
             _rescore(finished_run / "model.mq")
 

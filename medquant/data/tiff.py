@@ -94,6 +94,10 @@ def _read_pages(path: Path, tiff: tifffile.TiffFile, size_bytes: int, max_decode
     pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
     if not pages or len(pages) != announced:
         raise InputError(f"{path}: found {len(pages)} readable pages of {announced}; the file is damaged, so copy or download it again")
+    # TIFF 6, section 8, NewSubfileType: bit 0 marks a smaller copy of another page, which is no slice.
+    pages = [page for page in pages if not page.subfiletype & 1]
+    if not pages:
+        raise InputError(f"{path}: found previews alone, no page of full resolution; {_REMEDY}")
     first = pages[0]
     for number, page in enumerate(pages):
         _check_page(path, number, page)

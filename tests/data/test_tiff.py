@@ -215,7 +215,12 @@ def test_real_gray_and_colour_samples(shared_data: Path) -> None:
     folder = shared_data / "odd_inputs" / "image"
     with pytest.raises(InputError, match="3 samples"):
         read_tiff_stack(folder / "sub-tif_sample-8rgb_SEM.tif")
-    # These two carry a small colour preview as their second page.
+    # These two carry a small colour preview as their second page, marked as such.
     for name in ("sub-tif_sample-16gray_SEM.tif", "sub-tif_sample-8gray_SEM.tif"):
-        with pytest.raises(InputError, match="page 1 has 3 samples"):
-            read_tiff_stack(folder / name)
+        assert read_tiff_stack(folder / name).shape == (256, 256, 1)
+
+
+def test_previews_alone_are_no_stack(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "preview.tif", np.zeros((4, 4), np.uint8), photometric="minisblack", subfiletype=1)
+    with pytest.raises(InputError, match="previews alone"):
+        read_tiff_stack(tmp_path / "preview.tif")

@@ -21,8 +21,16 @@ settings.load_profile("medquant")
 # pytest writes the first; libraries set the others once, when they are imported or first touch a GPU.
 _MAY_CHANGE = frozenset(
     {"PYTEST_CURRENT_TEST", "CUDA_MODULE_LOADING", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TF2_BEHAVIOR", "TPU_ML_PLATFORM"}
-    | {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG", "MPLCONFIGDIR"}
+    | {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG", "MPLCONFIGDIR", "GDCM_RESOURCES_PATH"}
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded scans go into a folder of this test run, not into that of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from medquant.evaluate.dice import Overlap, confusion
+from medquant.evaluate.dice import NO_REGIONS, Overlap, Regions, check_regions, confusion
 
 
-def baseline(truths: Iterable[NDArray[np.integer]], classes: Mapping[int, str]) -> dict[str, dict[str, float]]:
+def baseline(
+    truths: Iterable[NDArray[np.integer]], classes: Mapping[int, str], regions: Regions = NO_REGIONS
+) -> dict[str, dict[str, float]]:
     """Mean Dice over cases of the predictions that are one class everywhere.
 
     A case of V voxels, n of them of class c, gives class c a Dice of ``2 n / (V + n)`` when everything is called c, and
@@ -20,22 +22,26 @@ def baseline(truths: Iterable[NDArray[np.integer]], classes: Mapping[int, str]) 
     Args:
         truths: class numbers, one array of any shape a case; consumed once.
         classes: class number → name for every value the arrays hold.
+        regions: classes also scored as one (:func:`medquant.evaluate.dice.confusion`); calling everything a class calls everything
+            the regions it belongs to.
 
     Returns:
-        ``all_<class>`` → class name → mean Dice, NaN where no case could be scored.
+        ``all_<class>`` → class or region name → mean Dice, NaN where no case could be scored.
 
     Raises:
-        InputError: a truth holds a value that ``classes`` does not name.
+        InputError: a truth holds a value that ``classes`` does not name, or a region does not fit the classes.
     """
-    names = tuple(classes.values())
-    scores: dict[tuple[str, str], list[float]] = {(called, name): [] for called in names for name in names}
+    check_regions(regions, classes)
+    called_by = {name: {name} for name in classes.values()}
+    called_by |= {name: {classes[number] for number in numbers} for name, numbers in regions.items()}
+    scores: dict[tuple[str, str], list[float]] = {(called, name): [] for called in classes.values() for name in called_by}
     for truth in truths:
-        counts = {name: overlap.tp for name, overlap in confusion(truth, truth, classes).items()}
+        counts = {name: overlap.tp for name, overlap in confusion(truth, truth, classes, regions).items()}
         for called, name in scores:
-            value = _constant_overlap(counts[name], truth.size, called == name).dice
+            value = _constant_overlap(counts[name], truth.size, called in called_by[name]).dice
             if not math.isnan(value):
                 scores[called, name].append(value)
-    return {f"all_{called}": {name: _mean(scores[called, name]) for name in names} for called in names}
+    return {f"all_{called}": {name: _mean(scores[called, name]) for name in called_by} for called in classes.values()}
 
 
 def _constant_overlap(held: int, voxels: int, called: bool) -> Overlap:

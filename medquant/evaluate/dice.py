@@ -8,11 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medquant.errors import InputError
+
+Regions = Mapping[str, tuple[int, ...]]
+"""Region name → the class numbers that are joined in it, for example ``{"cord": (1, 2)}``."""
+
+NO_REGIONS: Regions = MappingProxyType({})
 
 _CHUNK_VOXELS = 1 << 22  # bounds the index arrays of a large volume to some tens of megabytes
 
@@ -67,9 +73,9 @@ class CaseScore:
 
     Args:
         id: the case's id in its dataset.
-        dice: class name → Dice in 0..1, NaN where the class is in neither mask.
+        dice: class or region name → Dice in 0..1, NaN where it is in neither mask.
         metrics: further figures by name, for example ``v_rand`` or ``cell_iou``; may be empty.
-        empty: names of the classes that are in neither mask, hence in no average.
+        empty: names of the classes and regions that are in neither mask, hence in no average.
     """
 
     id: str
@@ -78,20 +84,25 @@ class CaseScore:
     empty: tuple[str, ...] = ()
 
 
-def confusion(prediction: NDArray[np.integer], truth: NDArray[np.integer], classes: Mapping[int, str]) -> dict[str, Overlap]:
+def confusion(
+    prediction: NDArray[np.integer], truth: NDArray[np.integer], classes: Mapping[int, str], regions: Regions = NO_REGIONS
+) -> dict[str, Overlap]:
     """Count, in one pass, where two masks agree and differ.
 
     Args:
         prediction: class numbers, any shape.
         truth: class numbers, the same shape.
         classes: class number → name; must name every value either mask holds.
+        regions: classes that are also counted as one. A voxel of a region is right whichever of its classes it was given.
 
     Returns:
-        Class name → counts, in the order of ``classes``.
+        Class name → counts, in the order of ``classes``, then region name → counts, in the order of ``regions``.
 
     Raises:
-        InputError: the masks differ in shape, are not whole numbers, or hold a value that ``classes`` does not name.
+        InputError: the masks differ in shape, are not whole numbers, or hold a value that ``classes`` does not name; or a region
+            holds no class, an unknown one, one twice, or has the name of a class.
     """
+    check_regions(regions, classes)
     if prediction.shape != truth.shape:
         raise InputError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape: score both on the grid of the truth")
     count = len(classes)
@@ -103,25 +114,41 @@ def confusion(prediction: NDArray[np.integer], truth: NDArray[np.integer], class
         columns = _class_index(flat_prediction[part], classes, "prediction")
         table += np.bincount(rows * count + columns, minlength=count * count)
     square = table.reshape(count, count)
-    hits, in_truth, in_prediction = square.diagonal(), square.sum(axis=1), square.sum(axis=0)
-    return {
-        name: Overlap(tp=int(hits[c]), fp=int(in_prediction[c] - hits[c]), fn=int(in_truth[c] - hits[c]))
-        for c, name in enumerate(classes.values())
-    }
+    place = {number: position for position, number in enumerate(classes)}
+    members = {name: [position] for position, name in enumerate(classes.values())}
+    members |= {name: [place[number] for number in numbers] for name, numbers in regions.items()}
+    return {name: _joined(square, positions) for name, positions in members.items()}
 
 
-def dice(prediction: NDArray[np.integer], truth: NDArray[np.integer], classes: Mapping[int, str]) -> dict[str, float]:
-    """Dice of every class; the rule for empty masks stands in :class:`Overlap`.
+def check_regions(regions: Regions, classes: Mapping[int, str]) -> None:
+    """Refuse regions that do not fit the classes.
+
+    Raises:
+        InputError: a region holds no class, an unknown one, one twice, or has the name of a class.
+    """
+    for name, numbers in regions.items():
+        if name in classes.values():
+            raise InputError(f"region {name!r} has the name of a class; give it another")
+        if not numbers or len(set(numbers)) != len(numbers) or not set(numbers) <= set(classes):
+            known = ", ".join(f"{number} = {label}" for number, label in classes.items())
+            raise InputError(f"region {name!r} joins {tuple(numbers)}; expected class numbers, each once ({known})")
+
+
+def dice(
+    prediction: NDArray[np.integer], truth: NDArray[np.integer], classes: Mapping[int, str], regions: Regions = NO_REGIONS
+) -> dict[str, float]:
+    """Dice of every class and region; the rule for empty masks stands in :class:`Overlap`.
 
     Args:
         prediction: class numbers, any shape.
         truth: class numbers, the same shape.
         classes: class number → name.
+        regions: as :func:`confusion`.
 
     Raises:
         InputError: as :func:`confusion`.
     """
-    return {name: counts.dice for name, counts in confusion(prediction, truth, classes).items()}
+    return {name: counts.dice for name, counts in confusion(prediction, truth, classes, regions).items()}
 
 
 def score_case(
@@ -132,6 +159,7 @@ def score_case(
     *,
     scored: Iterable[str] | None = None,
     metrics: Mapping[str, float] | None = None,
+    regions: Regions = NO_REGIONS,
 ) -> CaseScore:
     """Score one case: Dice per class, with IoU, precision and recall as ``<class>_iou`` and so on among the metrics.
 
@@ -140,17 +168,18 @@ def score_case(
         prediction: class numbers ``(I, J, K)``.
         truth: class numbers, the same shape.
         classes: class number → name.
-        scored: the class names to report, all of them by default.
+        scored: the names of classes and regions to report, all of them by default.
         metrics: the dataset's own metrics, added to the result as they are.
+        regions: as :func:`confusion`; a region is scored like a class, under its own name.
 
     Raises:
-        InputError: as :func:`confusion`, or a scored name is no class.
+        InputError: as :func:`confusion`, or a scored name is neither a class nor a region.
     """
-    overlaps = confusion(prediction, truth, classes)
-    names = tuple(classes.values()) if scored is None else tuple(scored)
+    overlaps = confusion(prediction, truth, classes, regions)
+    names = tuple(overlaps) if scored is None else tuple(scored)
     unknown = [name for name in names if name not in overlaps]
     if unknown:
-        raise InputError(f"{case_id}: cannot score {', '.join(unknown)}: the classes are {', '.join(overlaps)}")
+        raise InputError(f"{case_id}: cannot score {', '.join(unknown)}: the classes and regions are {', '.join(overlaps)}")
     figures = dict(metrics or {})
     for name in names:
         counts = overlaps[name]
@@ -161,6 +190,12 @@ def score_case(
         metrics=figures,
         empty=tuple(name for name in names if overlaps[name].empty),
     )
+
+
+def _joined(square: NDArray[np.int64], positions: list[int]) -> Overlap:
+    """Counts of the classes at these positions taken as one, from the table (truth, prediction)."""
+    hits = int(square[np.ix_(positions, positions)].sum())
+    return Overlap(tp=hits, fp=int(square[:, positions].sum()) - hits, fn=int(square[positions].sum()) - hits)
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -43,6 +43,18 @@ def test_cases_without_the_class_follow_the_empty_rule() -> None:
     assert math.isnan(baseline([np.array([0, 0])], EM)["all_membrane"]["cell"])
 
 
+def test_calling_all_a_class_calls_all_its_regions() -> None:
+    # 5 voxels: 1 gray, 2 white, so 3 of the cord: 2·3 / (5 + 3) whichever of the two all is called, 0 for background
+    classes = {0: "background", 1: "gray", 2: "white"}
+    truths = [np.array([0, 1, 2, 2, 0])]
+    result = baseline(truths, classes, {"cord": (1, 2)})
+    assert [result[f"all_{name}"]["cord"] for name in classes.values()] == [0.0, pytest.approx(6 / 8), pytest.approx(6 / 8)]
+    plain = baseline(truths, classes)
+    assert {row: {name: value for name, value in scores.items() if name != "cord"} for row, scores in result.items()} == plain
+    with pytest.raises(InputError, match="'cord' joins"):
+        baseline([], classes, {"cord": (1, 9)})
+
+
 def test_a_strange_label_is_refused() -> None:
     with pytest.raises(InputError, match="class 7"):
         baseline([np.array([7])], EM)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medquant.errors import InputError
-from medquant.evaluate.dice import Overlap, confusion, dice, score_case
+from medquant.evaluate.dice import Overlap, Regions, confusion, dice, score_case
 
 CLASSES = {0: "background", 1: "gray", 2: "white"}
 
@@ -111,3 +111,59 @@ def test_masks_that_cannot_be_scored_are_refused(prediction: np.ndarray, truth: 
 def test_an_unknown_scored_class_is_refused() -> None:
     with pytest.raises(InputError, match="lesion"):
         score_case("sc01", np.zeros(2, int), np.zeros(2, int), CLASSES, scored=("lesion",))
+
+
+# ----------------------------------------------------------------------------------------------------------- regions
+
+CORD: Regions = {"cord": (1, 2)}
+
+
+def test_a_region_is_counted_by_hand() -> None:
+    # gray called white is right in the cord and wrong in both classes
+    truth = np.array([[0, 0, 1, 1], [2, 2, 2, 0]], dtype=np.uint8)
+    prediction = np.array([[0, 1, 1, 2], [2, 2, 0, 0]], dtype=np.uint8)
+    counts = confusion(prediction, truth, CLASSES, CORD)
+    assert list(counts) == ["background", "gray", "white", "cord"]
+    assert counts["cord"] == Overlap(tp=4, fp=1, fn=1)
+    del counts["cord"]
+    assert counts == confusion(prediction, truth, CLASSES)
+
+
+def test_a_region_equals_joined_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medquant.evaluate.dice._CHUNK_VOXELS", 50)
+    rng = np.random.default_rng(11)
+    classes = {7: "a", 0: "b", 200: "c", 3: "d"}
+    truth, prediction = rng.choice(list(classes), size=(2, 9, 8, 7))
+    for regions in ({"x": (0,)}, {"x": (200, 7), "y": (3, 0, 7)}, {"all": (0, 3, 7, 200)}):
+        found = confusion(prediction, truth, classes, regions)
+        for name, numbers in regions.items():
+            one, two = np.isin(prediction, numbers), np.isin(truth, numbers)
+            expected = Overlap(int((one & two).sum()), int((one & ~two).sum()), int((~one & two).sum()))
+            assert found[name] == expected
+            assert dice(prediction, truth, classes, regions)[name] == expected.dice
+
+
+def test_score_case_reports_a_region_like_a_class() -> None:
+    truth, prediction = np.array([0, 1, 2, 2]), np.array([0, 2, 2, 0])
+    score = score_case("sc01", prediction, truth, CLASSES, scored=("gray", "cord"), regions=CORD)
+    assert score.dice == {"gray": 0.0, "cord": pytest.approx(4 / 5)}
+    assert score.metrics["cord_recall"] == pytest.approx(2 / 3)
+    assert score.metrics["cord_iou"] == pytest.approx(2 / 3)
+    assert list(score_case("sc01", prediction, truth, CLASSES, regions=CORD).dice) == ["background", "gray", "white", "cord"]
+    nothing = np.zeros(4, int)
+    assert score_case("sc01", nothing, nothing, CLASSES, scored=("cord",), regions=CORD).empty == ("cord",)
+    assert score_case("sc01", prediction, truth, CLASSES) == score_case("sc01", prediction, truth, CLASSES, regions={})
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ({"cord": (1, 5)}, r"region 'cord' joins \(1, 5\)"),
+        ({"cord": ()}, "region 'cord' joins"),
+        ({"cord": (1, 1)}, "each once"),
+        ({"white": (1, 2)}, "region 'white' has the name of a class"),
+    ],
+)
+def test_regions_that_do_not_fit_the_classes_are_refused(regions: Regions, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        confusion(np.zeros(2, int), np.zeros(2, int), CLASSES, regions)

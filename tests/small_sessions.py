@@ -30,6 +30,7 @@ SMALL = (
     "train.threads=1",
     "train.device=cpu",
     "data.batch_size=2",
+    "data.workers=0",
     "data.patch_size=[32,32]",
     "model.channels=2",
     "model.depth=3",

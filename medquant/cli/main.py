@@ -11,6 +11,7 @@ from medquant.cli.evaluate import evaluate
 from medquant.cli.info import info
 from medquant.cli.inspect import inspect
 from medquant.cli.plan import plan
+from medquant.cli.prepare import prepare
 from medquant.cli.report import report
 from medquant.cli.train import train
 
@@ -28,6 +29,7 @@ app.command("report")(report)
 app.command("info")(info)
 app.command("doctor")(doctor)
 app.command("inspect")(inspect)
+app.command("prepare")(prepare)
 
 
 @app.callback()

@@ -34,14 +34,14 @@ class Voice:
     def say(self, text: str) -> None:
         """A line of information, on stderr."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(_harmless(text), file=sys.stderr, flush=True)
 
     def result(self, text: str, document: Mapping[str, object]) -> None:
         """The result, on stdout: the text, or the document where JSON is asked for."""
         if self.as_json:
             print(json.dumps(_plain({"schema": SCHEMA, **document}), indent=1, sort_keys=True, allow_nan=False))
         else:
-            print(text)
+            print(_harmless(text))
 
 
 def _plain(value: object) -> object:
@@ -87,4 +87,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 def _complain(text: str, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
-    print(f"medquant: {text}", file=sys.stderr, flush=True)
+    print(f"medquant: {_harmless(text)}", file=sys.stderr, flush=True)
+
+
+def _harmless(text: str) -> str:
+    """Text a terminal shows and does not obey: names of files and of classes come from anywhere."""
+    return "".join(each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text)

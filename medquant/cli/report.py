@@ -18,24 +18,35 @@ def report(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Compare runs: Dice beside memory, seeds averaged, each against its own float twin.
+    """Compare runs: Dice beside memory, seeds averaged, each against its own float twin; or join folds and held-out sites.
 
     Example: medquant report runs/em-* --out report
     """
     from medquant.data.atomic import write_text
     from medquant.errors import UsageError
     from medquant.report.comparison import comparison_table, draw_comparison, group_runs
+    from medquant.report.folds import are_folds, folds_table
     from medquant.train.run_folder import RunFolder
 
     voice = Voice(as_json, quiet, verbose)
-    groups = group_runs([RunFolder.open(run).evaluation for run in dict.fromkeys(path.resolve() for path in runs)])
-    table = comparison_table(groups)
+    documents = [RunFolder.open(run).evaluation for run in dict.fromkeys(path.resolve() for path in runs)]
+    folds = None
+    if are_folds(documents):
+        table, folds = folds_table(documents)
+        groups = []
+    else:
+        groups = group_runs(documents)
+        table = comparison_table(groups)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{out}: the report folder cannot be made ({error.strerror}); choose another --out") from error
     write_text(out / "table.md", table.to_markdown() + "\n")
     write_text(out / "table.csv", table.to_csv())
-    draw_comparison(groups, out / "dice_memory.png")
+    if groups:
+        draw_comparison(groups, out / "dice_memory.png")
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    voice.result("\n".join([table.to_text(), f"written to {out}/"]), {"rows": rows, "out": str(out)})
+    document: dict[str, object] = {"rows": rows, "out": str(out)}
+    if folds is not None:
+        document["folds"] = folds
+    voice.result("\n".join([table.to_text(), f"written to {out}/"]), document)

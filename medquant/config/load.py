@@ -13,6 +13,9 @@ from medquant.config.schema import Config
 from medquant.config.sources import Setting, Source, from_file, from_options, from_overrides, from_recipe
 from medquant.errors import ConfigError
 
+# Nobody has made more at once; a file with thousands is no configuration.
+_MOST_LISTED = 20
+
 
 def load_config(
     file: Path | None = None,
@@ -42,7 +45,9 @@ def load_config(
         except ValidationError as error:
             # Every value is right by itself; what is left lies between keys.
             mistakes = [message for _, message in describe(error)]
-    raise ConfigError(mistakes[0] if len(mistakes) == 1 else "\n  ".join([f"{len(mistakes)} mistakes in the configuration:", *mistakes]))
+    more = [f"and {len(mistakes) - _MOST_LISTED} more"] if len(mistakes) > _MOST_LISTED else []
+    listed = [f"{len(mistakes)} mistakes in the configuration:", *mistakes[:_MOST_LISTED], *more]
+    raise ConfigError(mistakes[0] if len(mistakes) == 1 else "\n  ".join(listed))
 
 
 def dump_config(config: Config) -> str:

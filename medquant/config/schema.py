@@ -44,6 +44,7 @@ Bits = Annotated[int, AfterValidator(_check_bits)]
 PatchSide = Annotated[int, AfterValidator(_check_side)]
 RuleText = Annotated[str, AfterValidator(_check_rule)]
 Name = Annotated[str, Field(min_length=1)]
+Spacing = Annotated[float, Field(gt=0.001, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -63,13 +64,45 @@ class DataConfig(Section):
     patch_size: tuple[PatchSide, PatchSide] = Field(
         default=(256, 256), strict=False, description="training patch, rows and columns in pixels, multiples of 8 from 16 to 1024"
     )
+    patch_slices: int = Field(default=16, ge=2, le=512, description="slices of a training patch, for model.dimensions 3")
     batch_size: int = Field(default=4, ge=1, le=4096, description="patches in a training step")
     normalisation: Literal["zscore_slice", "zscore_volume", "range"] = Field(
         default="zscore_slice",
         description="grey values to zero mean and unit variance by slice or by volume, or the range of the training images to 0..1",
     )
-    augmentation: Literal["em", "mr", "none"] = Field(default="em", description="random changes of training patches, by kind of image")
-    workers: int = Field(default=0, ge=0, le=256, description="processes that load patches; 0: the training process itself")
+    augmentation: Literal["em", "mr", "mr_sites", "ct", "none"] = Field(
+        default="em", description="random changes of training patches, by kind of image"
+    )
+    window: tuple[float, float] | None = Field(
+        default=None,
+        strict=False,
+        description="ends of the range normalisation in file units; none: of the training images, for CT of what is labelled there",
+    )
+    spacing_mm: tuple[Spacing, Spacing] | None = Field(
+        default=None, strict=False, description="in-plane spacing the network sees; none: that of each file"
+    )
+    slice_axis: Literal["auto", "axial", "coronal", "sagittal", "stored"] = Field(
+        default="auto", description="axis across which volumes are sliced; auto: that of thick slices, else axial; stored: the file's last"
+    )
+    region: Literal["whole", "coarse", "paper_truth_centred"] = Field(
+        default="whole",
+        description="what the network sees: the whole slice; the region a coarse network finds; or, not to be compared with any other "
+        "figure, the crop around the truth of the 2019 paper",
+    )
+    region_margin_mm: float = Field(default=10.0, ge=0, le=200, description="kept around what the coarse network finds")
+    raters: Literal["majority", "each", "staple"] = Field(
+        default="majority", description="where several raters drew: their vote, each as a sample of training, or the STAPLE estimate"
+    )
+    test_site: Name | None = Field(default=None, description="site held out as the test part; none: every site in every part")
+    fold: Annotated[int, Field(ge=0, lt=64)] | None = Field(default=None, description="fold that is tested, from 0; none: one fixed split")
+    folds: int = Field(default=4, ge=2, le=64, description="number of folds, of neighbouring subjects or slices")
+    cache: Name | None = Field(
+        default=None, description="folder of decoded scans, or off; none: $MEDQUANT_CACHE or the user's cache folder"
+    )
+    workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        default=None,
+        description="processes that load patches; 0: the training process itself; none: one, where there is a processor for it",
+    )
     phantom_seed: Seed = Field(default=0, description="seed of the built-in phantom dataset")
 
 
@@ -121,6 +154,9 @@ class TrainConfig(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="processor threads; none: as many as torch takes"
     )
+    validation_slices: int = Field(
+        default=256, ge=1, le=1_000_000, description="slices watched after each epoch, evenly spaced over the validation cases"
+    )
     select: Literal["best", "last"] = Field(default="best", description="checkpoint that is kept: best on validation, or the last")
 
 
@@ -142,12 +178,28 @@ class Config(Section):
     eval: EvalConfig = Field(default=EvalConfig(), description="what is scored, and by which engine")
 
     @model_validator(mode="after")
+    def _data_fit_together(self) -> Self:
+        if self.data.window is not None and self.data.normalisation != "range":
+            raise ValueError(f"data.window goes with data.normalisation range; found {self.data.normalisation}")
+        if self.data.window is not None and not self.data.window[0] < self.data.window[1]:
+            raise ValueError(f"data.window needs its lower end first; found {list(self.data.window)}")
+        if self.data.fold is not None and self.data.test_site is not None:
+            raise ValueError("data.fold and data.test_site both choose the test part; leave one out")
+        if self.data.fold is not None and self.data.fold >= self.data.folds:
+            raise ValueError(f"data.fold must be below data.folds {self.data.folds}; found {self.data.fold}")
+        return self
+
+    @model_validator(mode="after")
     def _patches_halve_evenly(self) -> Self:
         factor = 2 ** (self.model.depth - 1)
         if any(side % factor for side in self.data.patch_size):
             rows, columns = self.data.patch_size
             raise ValueError(
                 f"data.patch_size must hold multiples of {factor} for model.depth {self.model.depth}; found [{rows}, {columns}]"
+            )
+        if self.model.dimensions == 3 and self.data.patch_slices % factor:
+            raise ValueError(
+                f"data.patch_slices must be a multiple of {factor} for model.depth {self.model.depth}; found {self.data.patch_slices}"
             )
         at_the_bottom = self.data.batch_size * (self.data.patch_size[0] // factor) * (self.data.patch_size[1] // factor)
         if at_the_bottom < 2:

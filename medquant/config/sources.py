@@ -10,7 +10,7 @@ from pathlib import Path
 from medquant.config.document import DocumentError, Entry, ListValue, MappingValue, Place, Value, parse_document
 from medquant.config.mistakes import KEYS, SECTIONS, TOP_KEYS, shown, unknown_key
 
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 16
 """Largest configuration file that is read."""
 
 # Named options whose name on the command line is not the last part of the key.

@@ -5,6 +5,8 @@ Nothing that may identify a patient is repeated: no header text, no names of fil
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,25 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medquant.data.datasets import DATASETS
+from medquant.data.label_values import label_counts
 from medquant.data.opening import describe_folder, ending, open_dataset
 from medquant.data.png import read_png
+from medquant.data.probing import dicom_summary, is_dicom
+from medquant.data.stored import ArrayCache
 from medquant.data.tiff import read_tiff_stack
-from medquant.data.volume import Dataset
+from medquant.data.volume import Case, Dataset
 from medquant.errors import InputError, MedquantError
 
 _FEW_VALUES = 16
-_DICOM_NOT_READ = "DICOM is recognised but not read yet; convert the series to NIfTI (for example with dcm2niix)"
-# A DICOM folder is known by its first files; looking into thousands would only cost time.
-_PROBED_FILES = 16
+# Enough to see that an image has many values, before all of them are sorted.
+_SAMPLED_VALUES = 20_000
 
 
 def inspect_path(path: Path) -> dict[str, object]:
-    """Describe a TIFF stack, PNG, NIfTI, DICOM file or folder.
+    """Describe a TIFF stack, PNG, NIfTI, DICOM file or series, or a dataset folder, through the readers that training uses.
 
     Returns:
         ``path``, ``kind`` and, as they apply, ``shape`` (i, j, slice ..), ``dtype``, ``spacing_mm``, ``orientation``, ``affine``,
-        ``minimum``, ``maximum``, ``mean``, ``labels`` (value → count, where few whole values occur), ``dataset``. A file or
-        folder that medquant will not read has ``refused``, the reason, and whatever could be found out nevertheless.
+        ``minimum``, ``maximum``, ``mean``, ``labels`` (value → count, where few whole values occur), ``dataset``; for DICOM also
+        ``modality``, ``slices``, ``series_count`` and what else lies there. A file or folder that medquant will not read has
+        ``refused``, the reason, and whatever could be found out nevertheless.
 
     Raises:
         InputError: there is nothing at ``path``.
@@ -50,7 +55,7 @@ def _kind_of(path: Path) -> tuple[str, Callable[[Path], dict[str, object]]]:
     if path.is_dir():
         if any(reader.recognise(path) is not None for reader in DATASETS):
             return "dataset folder", _describe_dataset
-        if any(_is_dicom(entry) for entry in sorted(path.iterdir())[:_PROBED_FILES] if entry.is_file()):
+        if is_dicom(path):
             return "DICOM folder", _describe_dicom
         return "folder", _describe_unknown_folder
     by_ending = {
@@ -60,7 +65,7 @@ def _kind_of(path: Path) -> tuple[str, Callable[[Path], dict[str, object]]]:
         ".tiff": ("TIFF stack", _describe_tiff),
         ".png": ("PNG image", _describe_png),
     }
-    if _is_dicom(path):
+    if is_dicom(path):
         return "DICOM file", _describe_dicom
     return by_ending.get(ending(path), ("unknown file", _describe_unknown_file))
 
@@ -75,28 +80,28 @@ def _describe_png(path: Path) -> dict[str, object]:
 
 
 def _describe_nifti(path: Path) -> dict[str, object]:
-    import nibabel as nib
+    from nibabel.orientations import aff2axcodes
 
+    from medquant.data.nifti import read_nifti
     from medquant.data.nifti_check import read_nifti_fully
 
+    refused: str | None = None
+    try:
+        read_nifti(path)
+    except MedquantError as error:
+        # Said at the end, beside whatever the file tells nevertheless.
+        refused = str(error)
     contents = read_nifti_fully(path)
     report = _describe_values(contents.values)
     report["dtype"] = contents.stored_type
-    report["spacing_mm"] = [round(length, 6) for length in contents.spacing]
-    refusals = [str(report["refused"])] if "refused" in report else []
-    if np.isfinite(contents.affine).all() and abs(np.linalg.det(contents.affine[:3, :3])) > 0:
-        report["orientation"] = "".join(str(code) for code in nib.aff2axcodes(contents.affine))
+    report["spacing_mm"] = [round(length, 6) if math.isfinite(length) else None for length in contents.spacing]
+    is_sound = bool(np.isfinite(contents.affine).all()) and abs(float(np.linalg.det(contents.affine[:3, :3]))) > 0
+    report["orientation"] = "".join(str(code) for code in aff2axcodes(contents.affine)) if is_sound else None
+    if is_sound:
         report["affine"] = [[float(value) for value in row] for row in contents.affine]
-    else:
-        report["orientation"] = None
-        refusals.append("the affine is not finite and invertible, so the place of the voxels is unknown; repair the header first")
     if not contents.has_geometry:
         report["note"] = "the header names no orientation (qform and sform codes are 0)"
-    if contents.values.ndim != 3 and any(length > 1 for length in contents.values.shape[3:]):
-        refusals.append(f"{contents.values.ndim} axes of lengths {contents.values.shape}, expected 3; extract one volume first")
-    if refusals:
-        report["refused"] = "; ".join(f"{path}: {reason}" for reason in refusals)
-    return report
+    return report if refused is None else {**report, "refused": refused}
 
 
 def _describe_dataset(path: Path) -> dict[str, object]:
@@ -107,11 +112,13 @@ def _describe_dataset(path: Path) -> dict[str, object]:
 def _describe_loaded(dataset: Dataset) -> dict[str, object]:
     cases = dataset.cases
     has_geometry = all(case.image.has_geometry for case in cases)
-    counts = np.zeros(256, dtype=np.int64)
+    counts: Counter[int] = Counter()
+    cache = ArrayCache(ArrayCache.default_folder())
     for case in cases:
         if case.mask is not None:
-            counts += np.bincount(case.mask.array.ravel(), minlength=256)
-    total = max(1, int(counts.sum()))
+            counts.update(label_counts(case.mask, cache))
+    total = max(1, counts.total())
+    ranges = [_range(case) for case in cases]
     return {
         "name": dataset.info.name,
         "recognised": dataset.recognised,
@@ -121,11 +128,17 @@ def _describe_loaded(dataset: Dataset) -> dict[str, object]:
         "sites": sorted({case.site for case in cases if case.site}),
         "shapes": sorted({case.image.shape for case in cases}),
         "spacing_mm": sorted({case.image.spacing_mm for case in cases}) if has_geometry else None,
-        "minimum": min(float(case.image.array.min()) for case in cases),
-        "maximum": max(float(case.image.array.max()) for case in cases),
-        "classes": {name: round(int(counts[number]) / total, 4) for number, name in dataset.info.classes.items()},
+        "minimum": min(low for low, _ in ranges),
+        "maximum": max(high for _, high in ranges),
+        "classes": {name: round(counts[number] / total, 4) for number, name in dataset.info.classes.items()},
         "content_sha256": dataset.content_sha256,
     }
+
+
+def _range(case: Case) -> tuple[float, float]:
+    """Smallest and largest value, found slice by slice: the voxels may lie in a file."""
+    pages = [case.image.array[:, :, k] for k in range(case.image.shape[2])]
+    return min(float(np.min(page)) for page in pages), max(float(np.max(page)) for page in pages)
 
 
 def _describe_unknown_folder(path: Path) -> dict[str, object]:
@@ -138,7 +151,20 @@ def _describe_unknown_folder(path: Path) -> dict[str, object]:
 
 
 def _describe_dicom(path: Path) -> dict[str, object]:
-    return {"refused": f"{path}: {_DICOM_NOT_READ}", **({"contents": describe_folder(path)} if path.is_dir() else {})}
+    from medquant.data.dicom.series import read_dicom_files, read_dicom_series
+
+    report = dicom_summary(path)
+    if path.is_dir():
+        report["contents"] = describe_folder(path)
+    if "refused" not in report:
+        # The headers are sound; only the pixels can tell the rest.
+        kind = str(report["kind"])
+        try:
+            volume = read_dicom_series(path, name=kind) if path.is_dir() else read_dicom_files([path], name=kind)
+            report.update(_describe_values(volume.array))
+        except MedquantError as error:
+            report["refused"] = str(error)
+    return report
 
 
 def _describe_unknown_file(path: Path) -> dict[str, object]:
@@ -148,23 +174,22 @@ def _describe_unknown_file(path: Path) -> dict[str, object]:
 def _describe_values(values: NDArray[np.generic]) -> dict[str, object]:
     report: dict[str, object] = {"shape": list(values.shape), "dtype": values.dtype.name}
     numbers = values.ravel(order="K")
-    finite = np.isfinite(numbers)
-    if not finite.all():
-        report["refused"] = f"found {int(np.count_nonzero(~finite))} NaN or Inf voxels, expected finite numbers; repair the image first"
-        numbers = numbers[finite]
+    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+        numbers = numbers[np.isfinite(numbers)]
     if numbers.size:
-        report["minimum"], report["maximum"] = float(numbers.min()), float(numbers.max())
+        report["minimum"], report["maximum"] = float(np.min(numbers)), float(np.max(numbers))
         report["mean"] = float(numbers.mean(dtype=np.float64))
-        distinct, counts = np.unique(numbers, return_counts=True)
-        if len(distinct) <= _FEW_VALUES and bool((distinct == np.round(distinct)).all()):
-            report["labels"] = {str(int(value)): int(count) for value, count in zip(distinct, counts, strict=True)}
+        labels = _few_values(numbers)
+        if labels is not None:
+            report["labels"] = labels
     return report
 
 
-def _is_dicom(path: Path) -> bool:
-    # DICOM part 10, section 7.1: 128 bytes for anyone's use, then the four letters.
-    try:
-        with path.open("rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+def _few_values(numbers: NDArray[np.generic]) -> dict[str, int] | None:
+    """Value → count where few values occur and all of them are whole, as in a mask."""
+    if len(np.unique(numbers[:: max(1, numbers.size // _SAMPLED_VALUES)])) > _FEW_VALUES:
+        return None
+    distinct, counts = np.unique(numbers, return_counts=True)
+    if len(distinct) > _FEW_VALUES or not bool((distinct == np.round(distinct)).all()):
+        return None
+    return {str(int(value)): int(count) for value, count in zip(distinct, counts, strict=True)}

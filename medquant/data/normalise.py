@@ -21,6 +21,9 @@ from medquant.errors import CheckpointError, ConfigError, InputError, unknown_na
 NormalisationKind = Literal["zscore_slice", "zscore_volume", "range"]
 KINDS: tuple[str, ...] = get_args(NormalisationKind)
 
+Statistics = tuple[float, float]
+"""Mean and standard deviation, the latter 0 where all values are equal."""
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -63,15 +66,40 @@ class Normalisation:
         """
         if array.ndim != 3 or array.size == 0:
             raise InputError(f"found an image array of shape {array.shape}, expected three axes (i, j, slice) with at least one voxel")
-        values = np.array(array, dtype=np.float64, order="C")
-        if not np.isfinite(values).all():
-            count = int(np.count_nonzero(~np.isfinite(values)))
-            raise InputError(f"found {count} NaN or Inf voxels in the image, expected finite numbers; repair the image first")
+        statistics = self.statistics(array)
+        return np.stack([self.apply_slice(array[:, :, k], statistics) for k in range(array.shape[2])], axis=2)
+
+    def statistics(self, array: NDArray[np.generic]) -> Statistics | None:
+        """What normalising a slice needs to know of the whole volume: mean and deviation for ``zscore_volume``, nothing otherwise.
+
+        Args:
+            array: shape ``(I, J, K)``, file units.
+
+        Raises:
+            InputError: the array holds NaN or Inf.
+        """
+        return _statistics(_checked(array)) if self.kind == "zscore_volume" else None
+
+    def apply_slice(self, pixels: NDArray[np.generic], statistics: Statistics | None) -> FloatArray:
+        """Normalise one slice.
+
+        Args:
+            pixels: shape ``(I, J)``, file units.
+            statistics: what ``statistics`` said of the volume.
+
+        Returns:
+            float32 array of the same shape, C-contiguous.
+
+        Raises:
+            InputError: the slice holds NaN or Inf.
+        """
+        values = _checked(pixels)
         if self.kind == "range" and self.low is not None and self.high is not None:
             return np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0).astype(np.float32)
-        if self.kind == "zscore_volume":
-            return _zscore(values)
-        return np.stack([_zscore(np.ascontiguousarray(values[:, :, k])) for k in range(values.shape[2])], axis=2)
+        mean, deviation = _statistics(values) if statistics is None else statistics
+        if deviation == 0.0:
+            return np.zeros(values.shape, dtype=np.float32)
+        return ((values - mean) / deviation).astype(np.float32)
 
     def to_json(self) -> dict[str, object]:
         """The rule as plain JSON values; ``from_json`` gives it back."""
@@ -97,14 +125,21 @@ class Normalisation:
             raise CheckpointError(f"stored normalisation: {error}") from error
 
 
-def _zscore(values: NDArray[np.float64]) -> FloatArray:
+def _checked(array: NDArray[np.generic]) -> NDArray[np.float64]:
+    values = np.array(array, dtype=np.float64, order="C")
+    if not np.isfinite(values).all():
+        count = int(np.count_nonzero(~np.isfinite(values)))
+        raise InputError(f"found {count} NaN or Inf voxels in the image, expected finite numbers; repair the image first")
+    return values
+
+
+def _statistics(values: NDArray[np.float64]) -> Statistics:
     # Compared, not computed: the mean of equal values may round away from them and leave a tiny deviation to divide by.
     if values.min() == values.max():
-        return np.zeros(values.shape, dtype=np.float32)
+        return float(values.flat[0]), 0.0
     count = float(values.size)
-    centred = values - _ordered_sum(values.ravel()) / count
-    deviation = math.sqrt(_ordered_sum(np.square(centred).ravel()) / count)
-    return (centred / deviation).astype(np.float32)
+    mean = _ordered_sum(values.ravel()) / count
+    return mean, math.sqrt(_ordered_sum(np.square(values - mean).ravel()) / count)
 
 
 def _ordered_sum(values: NDArray[np.float64]) -> float:

@@ -7,19 +7,22 @@ from collections import Counter
 from pathlib import Path
 
 from medquant.data.datasets import DATASETS, PHANTOM, DatasetReader, dataset_names
+from medquant.data.reading import ReadOptions
+from medquant.data.stored import ArrayCache
 from medquant.data.volume import Dataset
 from medquant.errors import InputError, UsageError, unknown_name
 
 AUTO = "auto"
 
 
-def open_dataset(path: Path | None, name: str = AUTO, phantom_seed: int = 0) -> Dataset:
+def open_dataset(path: Path | None, name: str = AUTO, phantom_seed: int = 0, options: ReadOptions | None = None) -> Dataset:
     """Open the dataset in a folder; without a folder, make the phantom.
 
     Args:
         path: folder of an official download, or None for the built-in phantom.
         name: a dataset's name, or ``auto`` to recognise it by its files.
         phantom_seed: seed of the phantom; unused where a folder is given.
+        options: how to read a folder; by default the majority of raters, and the cache in its usual place.
 
     Raises:
         UsageError: ``name`` is unknown, or does not go with ``path``.
@@ -37,7 +40,7 @@ def open_dataset(path: Path | None, name: str = AUTO, phantom_seed: int = 0) -> 
         raise UsageError(f"the phantom is generated and reads no folder, but {path} was given; leave one of the two out")
     _check_folder(path)
     reader = _recognise(path) if name == AUTO else next(reader for reader in DATASETS if reader.name == name)
-    dataset = reader.load(path)
+    dataset = reader.load(path, options or ReadOptions(cache=ArrayCache(ArrayCache.default_folder())))
     if not dataset.cases:
         raise InputError(
             f"{path}: read as {reader.name}, but it holds no case; expected at least one, so check that the download is complete"

@@ -1,7 +1,8 @@
-"""Training patches drawn from the slices of cases, and whole slices for evaluation."""
+"""Training patches drawn from the slices of prepared cases."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medquant.data.augment import Augmenter
-from medquant.data.normalise import Normalisation
-from medquant.data.volume import Case, FloatArray, LabelArray
+from medquant.data.prepared import PreparedCase
+from medquant.data.volume import FloatArray, LabelArray
 from medquant.errors import ConfigError, InputError
 
 Number = TypeVar("Number", bound=np.generic)
@@ -22,21 +23,26 @@ _ATTEMPTS = 4
 # What a random number is for, so that no two uses share one.
 _FOR_ORDER, _FOR_FOREGROUND_ORDER, _FOR_PATCH = 0, 1, 2
 
+_KEPT_BYTES = 256 * 1024**2
+"""Normalised slices are kept up to this many bytes: a small data set whole, of a large one the latest."""
+
 
 class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented 2D patches; sample ``index`` of an epoch depends on (seed, epoch, index) alone, so a resumed run sees the same.
+    """Augmented patches, of one slice or of several neighbouring ones.
 
-    Slices are taken in shuffled passes, each once a pass. Every even sample is cut around a pixel that is not class 0 and
-    holds such a pixel after augmentation; where some slices have none, even samples pass over those that do, odd ones over all.
-    Slices smaller than the patch are continued by reflection.
+    Sample ``index`` of an epoch depends on (seed, epoch, index) alone, so a resumed run sees the same.
+    Slices are taken in shuffled passes, each once a pass (with several raters: once for each of them). Every even sample is
+    cut around a pixel that is not class 0 and holds such a pixel after augmentation; where some slices have none, even
+    samples pass over those that do, odd ones over all. A patch of several slices is laid around the slice whose turn it is.
+    Images smaller than the patch are continued by reflection.
 
     Args:
         cases: training cases, with masks.
-        normalisation: applied once, here.
         patch_size: ``(H, W)``, along ``i`` and ``j``.
         augmenter: made for the same patch size.
         samples_per_epoch: length of the dataset.
         seed: non-negative.
+        depth: slices of a patch, for networks that take volumes; None for networks that take slices.
 
     Raises:
         InputError: no case, or a case without a mask.
@@ -45,12 +51,12 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        cases: Sequence[Case],
-        normalisation: Normalisation,
+        cases: Sequence[PreparedCase],
         patch_size: tuple[int, int],
         augmenter: Augmenter,
         samples_per_epoch: int,
         seed: int,
+        depth: int | None = None,
     ) -> None:
         if samples_per_epoch < 1 or seed < 0 or tuple(patch_size) != tuple(augmenter.patch_size):
             raise ConfigError(
@@ -59,44 +65,80 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             )
         if not cases:
             raise InputError("patches: found no training case, expected at least one; check the split")
-        self._slices = [item for case in cases for item in _training_slices(case, normalisation)]
-        self._foreground = [number for number, (_, label) in enumerate(self._slices) if label.any()]
+        self._cases = list(cases)
+        self._slices = [item for number, case in enumerate(cases) for item in _slices_of(number, case)]
+        holds = {(number, rater): case.foreground_slices(rater) for number, case in enumerate(cases) for rater in range(len(case.masks))}
+        self._foreground = [number for number, (case, k, rater) in enumerate(self._slices) if holds[(case, rater)][k]]
         self._patch_size = patch_size
+        self._depth = depth
         self._augmenter = augmenter
         self._samples_per_epoch = samples_per_epoch
         self._seed = seed
-        self._epoch = 0
         self._order: dict[int, tuple[int, NDArray[np.int64]]] = {}
+        self._kept: OrderedDict[tuple[int, int], FloatArray] = OrderedDict()
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return self._samples_per_epoch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch the next samples belong to. Call it before a loader starts its workers for that epoch."""
-        self._epoch = epoch
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image float32 ``(1, H, W)`` and label int64 ``(H, W)``.
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Image float32 ``(C, H, W)`` and label int64 ``(H, W)`` of an epoch and an index in it; ``(C, H, W, D)`` and ``(H, W, D)``
+        for patches of several slices.
 
         Raises:
-            IndexError: ``index`` is not in 0 .. len - 1.
+            IndexError: the index is not in 0 .. len - 1.
         """
+        epoch, index = place
         if not 0 <= index < self._samples_per_epoch:
             raise IndexError(f"patch {index} of {self._samples_per_epoch}")
-        position = self._epoch * self._samples_per_epoch + index
+        position = epoch * self._samples_per_epoch + index
         wants_foreground = position % 2 == 0 and bool(self._foreground)
-        image, label = self._slices[self._slice_number(position, wants_foreground)]
+        number = self._slice_number(position, wants_foreground)
         for attempt in range(_ATTEMPTS):
-            random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, _FOR_PATCH, self._epoch, index, attempt])))
-            start = self._draw_start(label, wants_foreground, random)
+            random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, _FOR_PATCH, epoch, index, attempt])))
+            image, label, turn = self._slab(number, random)
+            start = self._draw_start(label[turn], wants_foreground, random)
             patch, target = self._cut(image, label, start, int(random.integers(2**32)))
             if not wants_foreground or target.any():
                 break
         else:
             # A deformation may push a small structure out of the patch; the plain cut certainly holds it.
-            patch = cut_window(image, start, self._patch_size)[None]
-            target = cut_window(label, start, self._patch_size)[None]
-        return torch.from_numpy(patch), torch.from_numpy(target[0].astype(np.int64))
+            patch = np.stack([cut_window(channel, start, self._patch_size) for channel in image])
+            target = np.stack([cut_window(one, start, self._patch_size) for one in label])
+        return self._as_tensors(patch, target)
+
+    def _as_tensors(self, patch: FloatArray, target: LabelArray) -> tuple[Tensor, Tensor]:
+        """Image (C·D, H, W) and label (D, H, W) in the order a network takes them."""
+        if self._depth is None:
+            return torch.from_numpy(patch), torch.from_numpy(target[0].astype(np.int64))
+        image = patch.reshape(-1, self._depth, *self._patch_size).transpose(0, 2, 3, 1)
+        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(target.transpose(1, 2, 0).astype(np.int64))
+
+    def _slab(self, number: int, random: np.random.Generator) -> tuple[FloatArray, LabelArray, int]:
+        """Image (C·D, I, J) and label (D, I, J) of the slices of a patch, and which of them it is laid around."""
+        case, k, rater = self._slices[number]
+        chosen = np.array([k], dtype=np.int64)
+        if self._depth is not None:
+            available = self._cases[case].slices
+            spare = max(0, available - self._depth)
+            lowest, highest = max(0, k - self._depth + 1), min(k, spare)
+            first = int(random.integers(lowest, highest + 1)) if available > self._depth else -((self._depth - available) // 2)
+            chosen = _reflected(first, self._depth, available)
+        # Neighbouring slices become channels: the augmentation then moves all of them alike.
+        image = np.stack([self._image(case, int(each)) for each in chosen], axis=1)
+        label = np.stack([self._cases[case].label(int(each), rater) for each in chosen])
+        return image.reshape(-1, *image.shape[2:]), label, int(np.flatnonzero(chosen == k)[0])
+
+    def _image(self, case: int, k: int) -> FloatArray:
+        """Normalised slice (C, I, J), kept for a while."""
+        image = self._kept.pop((case, k), None)
+        if image is None:
+            image = self._cases[case].image(k)
+            self._kept_bytes += image.nbytes
+            while self._kept and self._kept_bytes > _KEPT_BYTES:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        self._kept[(case, k)] = image
+        return image
 
     def _slice_number(self, position: int, wants_foreground: bool) -> int:
         if len(self._foreground) in (0, len(self._slices)):
@@ -138,23 +180,8 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         margin = self._augmenter.margin
         origin = (start[0] - margin[0], start[1] - margin[1])
         size = (self._patch_size[0] + 2 * margin[0], self._patch_size[1] + 2 * margin[1])
-        return self._augmenter(cut_window(image, origin, size)[None], cut_window(label, origin, size)[None], seed)
-
-
-def whole_slices(case: Case, normalisation: Normalisation) -> tuple[Tensor, Tensor | None]:
-    """All slices of a case as a network takes them.
-
-    Returns:
-        images float32 ``(K, 1, I, J)``, normalised, and labels int64 ``(K, I, J)``, or None for a case without mask.
-
-    Raises:
-        InputError: the image holds NaN or Inf.
-    """
-    images = np.ascontiguousarray(_normalised(case, normalisation).transpose(2, 0, 1))[:, None]
-    if case.mask is None:
-        return torch.from_numpy(images), None
-    labels = np.ascontiguousarray(case.mask.array.transpose(2, 0, 1)).astype(np.int64)
-    return torch.from_numpy(images), torch.from_numpy(labels)
+        window = np.stack([cut_window(channel, origin, size) for channel in image])
+        return self._augmenter(window, np.stack([cut_window(one, origin, size) for one in label]), seed)
 
 
 def cut_window(array: NDArray[Number], start: tuple[int, int], size: tuple[int, int]) -> NDArray[Number]:
@@ -175,17 +202,10 @@ def _reflected(start: int, count: int, length: int) -> NDArray[np.int64]:
     return np.minimum(place, period - place)
 
 
-def _training_slices(case: Case, normalisation: Normalisation) -> list[tuple[FloatArray, LabelArray]]:
-    if case.mask is None:
+def _slices_of(number: int, case: PreparedCase) -> list[tuple[int, int, int]]:
+    """Case, slice and rater of every sample that can be drawn from a case."""
+    if not case.masks:
         raise InputError(
-            f"{case.source}: the case {case.id} has no mask, expected one to train on; leave the case out of the training part"
+            f"{case.case.source}: the case {case.id} has no mask, expected one to train on; leave the case out of the training part"
         )
-    image, mask = _normalised(case, normalisation), case.mask.array.astype(np.uint8)
-    return [(np.ascontiguousarray(image[:, :, k]), np.ascontiguousarray(mask[:, :, k])) for k in range(image.shape[2])]
-
-
-def _normalised(case: Case, normalisation: Normalisation) -> FloatArray:
-    try:
-        return normalisation.apply(case.image.array)
-    except InputError as error:
-        raise InputError(f"{case.source}: {error}") from error
+    return [(number, k, rater) for k in range(case.slices) for rater in range(len(case.masks))]

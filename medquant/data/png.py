@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from PIL import Image
 from medquant.data.volume import Volume
 from medquant.errors import InputError
 
-MAX_PIXELS = 2**28
-"""Largest image that is read: 16384 × 16384."""
+MAX_PIXELS = 2**27
+"""Largest image that is read: 11585 × 11585. Pillow refuses those above 1.3 times as many."""
+
+_SUSPECT_PIXELS, _SUSPECT_GROWTH = 2**26, 200
 
 _GRAY_MODES = {"L": np.uint8, "I;16": np.uint16, "I;16B": np.uint16}
 _REMEDY = "save it as 8-bit or 16-bit gray without transparency"
@@ -29,13 +32,16 @@ def read_png(path: Path) -> Volume:
     _check_chunks(path)
     try:
         # Only the PNG reader is let near the file, whatever its first bytes say.
-        with Image.open(path, formats=["PNG"]) as image:
+        # Pillow's warning of large images says no more than the checks below.
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG"]) as image:
             columns, rows = image.size
             if columns * rows > MAX_PIXELS:
                 raise InputError(f"{path}: {columns}×{rows} pixels, expected at most {MAX_PIXELS}; crop or split the image")
+            if columns * rows > max(_SUSPECT_PIXELS, _SUSPECT_GROWTH * path.stat().st_size):
+                raise InputError(f"{path}: {columns}×{rows} pixels in {path.stat().st_size} bytes, too dense for an image; crop or split it")
             if image.mode not in _GRAY_MODES:
                 raise InputError(f"{path}: found pixels of mode {image.mode}, expected gray; {_REMEDY}")
-            pixels = np.asarray(image).astype(_GRAY_MODES[image.mode])
+            pixels = np.asarray(image).astype(_GRAY_MODES[image.mode], copy=False)
     except InputError:
         raise
     except Exception as error:

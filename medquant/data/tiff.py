@@ -6,8 +6,11 @@ the stack, is not followed.
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -16,6 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from medquant.data.atomic import write_atomically
+from medquant.data.nifti_check import MAX_GROWN_BYTES, SUSPECT_GROWTH
 from medquant.data.volume import Volume
 from medquant.errors import InputError, UsageError
 
@@ -23,6 +27,9 @@ MAX_DECODED_BYTES = 2 * 1024**3
 """Largest stack, decoded, that is read unless the caller allows more."""
 
 ACCEPTED_TYPES = ("uint8", "int8", "uint16", "int16", "float32", "float64")
+
+MAX_PAGES = 10_000
+"""Most pages that are read; each one costs the library a fifth of a millisecond, whatever it holds."""
 
 _MAX_TILE_BYTES = 64 * 1024**2
 _NO_COMPRESSION, _DEFLATE, _OLD_DEFLATE, _PACKBITS = 1, 8, 32946, 32773
@@ -41,7 +48,7 @@ def read_tiff_stack(path: Path, *, max_decoded_bytes: int = MAX_DECODED_BYTES) -
 
     Raises:
         InputError: the file is missing, empty, truncated, damaged, in colour, of a number type or compression that is
-            not accepted, larger than ``max_decoded_bytes``, holds pages of different shape, or NaN or Inf.
+            not accepted, larger than ``max_decoded_bytes`` or suspiciously dense, holds pages of different shape, or NaN or Inf.
     """
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
@@ -50,7 +57,7 @@ def read_tiff_stack(path: Path, *, max_decoded_bytes: int = MAX_DECODED_BYTES) -
     if size_bytes == 0:
         raise InputError(f"{path}: the file is empty (0 bytes), expected a TIFF stack; copy or download it again")
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with _quiet(), tifffile.TiffFile(path) as tiff:
             array = _read_pages(path, tiff, size_bytes, max_decoded_bytes)
     except InputError:
         raise
@@ -87,6 +94,18 @@ def write_tiff_stack(path: Path, array: NDArray[np.generic]) -> None:
     write_atomically(path, write)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the TIFF library's log inside the block: it repeats tags, and what matters of it the checks here find again."""
+    logger = logging.getLogger("tifffile")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _read_pages(path: Path, tiff: tifffile.TiffFile, size_bytes: int, max_decoded_bytes: int) -> NDArray[np.generic]:
     """Return the pages as one array ``(K, rows, columns)`` once all of them have passed the checks."""
     # Before the library walks the chain, because it would follow one that returns to itself without end.
@@ -112,6 +131,11 @@ def _read_pages(path: Path, tiff: tifffile.TiffFile, size_bytes: int, max_decode
         raise InputError(
             f"{path}: {len(pages)} pages of {_describe(first)} need {decoded_bytes / 2**20:.0f} MiB, "
             f"expected at most {max_decoded_bytes / 2**20:.0f} MiB; split or crop the stack"
+        )
+    if decoded_bytes > MAX_GROWN_BYTES and decoded_bytes > SUSPECT_GROWTH * size_bytes:
+        raise InputError(
+            f"{path}: {size_bytes} bytes grow {decoded_bytes // size_bytes}-fold to {decoded_bytes / 2**20:.0f} MiB, expected at most "
+            f"{MAX_GROWN_BYTES / 2**20:.0f} MiB of so dense a file; if you trust it, save it uncompressed"
         )
     stack = np.empty((len(pages), *first.shape), dtype=np.dtype(first.dtype).newbyteorder("="))
     for number, page in enumerate(pages):
@@ -144,6 +168,8 @@ def _count_announced_pages(path: Path, tiff: tifffile.TiffFile, size_bytes: int)
         if page in seen:
             raise InputError(f"{path}: the list of pages returns to itself; the file is damaged, {_REMEDY}")
         seen.add(page)
+        if len(seen) > MAX_PAGES:
+            raise InputError(f"{path}: found more than {MAX_PAGES} pages, expected the slices of a stack; split the stack")
         page = number_at(page + count_bytes + entry_bytes * number_at(page, count_bytes), offset_bytes)
     return len(seen)
 

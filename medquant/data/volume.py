@@ -53,6 +53,11 @@ class Volume:
         i, j, k = self.array.shape
         return i, j, k
 
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Number type of the voxels."""
+        return self.array.dtype
+
 
 def _spans_space(directions: NDArray[np.float64]) -> bool:
     """Whether the three axes are independent; voxels may be nanometres or metres, so the test does not depend on their size."""
@@ -68,9 +73,11 @@ class Case:
         id: unique within the dataset, safe to print (never a patient's name).
         subject: cases of one subject must stay in one part of a split.
         site: scanner site or centre, "" where there is none.
-        image: float32 volume in the file's own units.
-        mask: uint8 volume of class numbers on the same grid, or None.
+        image: volume in the file's own units; of several channels, the first.
+        mask: uint8 volume of class numbers on the same grid, or None. What predictions are scored against.
         source: path or description the user would recognise, for messages.
+        further_channels: the other channels, on the same grid.
+        raters: the masks of single raters that training takes in turn instead of ``mask``, on the same grid; may be empty.
     """
 
     id: str
@@ -79,10 +86,19 @@ class Case:
     image: Volume
     mask: Volume | None
     source: str
+    further_channels: tuple[Volume, ...] = ()
+    raters: tuple[Volume, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.mask is not None and self.mask.shape != self.image.shape:
-            raise GeometryError(f"{self.source}: image {self.image.shape} and mask {self.mask.shape} differ in shape")
+        others = [("mask", self.mask), *(("channel", each) for each in self.further_channels)]
+        for name, volume in [*others, *(("rater's mask", each) for each in self.raters)]:
+            if volume is not None and volume.shape != self.image.shape:
+                raise GeometryError(f"{self.source}: image {self.image.shape} and {name} {volume.shape} differ in shape")
+
+    @property
+    def channels(self) -> tuple[Volume, ...]:
+        """All channels, in the order the network takes them."""
+        return (self.image, *self.further_channels)
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,10 @@ class DatasetInfo:
         official_score: names of the dataset's own metrics beyond Dice (for example ``v_rand``), may be empty.
         recipe: configuration defaults that suit the dataset (dotted key → value), below the user's own.
         citation: how to cite it, or "".
+        regions: classes joined for scoring, name → class numbers (for example the cord: gray and white matter).
+        channels: names of the image channels, in order.
+        one_stack: every case is a slice of one and the same stack.
+        numbered: subjects end in a number of four digits from 1 to this one, gaps included; 0 where they do not.
     """
 
     name: str
@@ -104,6 +124,10 @@ class DatasetInfo:
     official_score: tuple[str, ...] = ()
     recipe: Mapping[str, object] = field(default_factory=dict)
     citation: str = ""
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    channels: tuple[str, ...] = ("image",)
+    one_stack: bool = False
+    numbered: int = 0
 
 
 @dataclass(frozen=True)

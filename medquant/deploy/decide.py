@@ -21,8 +21,7 @@ def decide(output: NDArray[np.int64], program: IntegerProgram) -> NDArray[np.uin
 
     Channels of different exponents are brought to one grid first, in integers. Equal values go to the lower class.
     """
-    last = program.nodes[-1]
-    values = output - (last.output.zero_point if last.output is not None else 0)
+    values = output - _zero_point(program)
     mask: NDArray[np.uint8]
     if values.shape[1] == 1:
         mask = (values[:, 0] > 0).astype(np.uint8)
@@ -33,3 +32,15 @@ def decide(output: NDArray[np.int64], program: IntegerProgram) -> NDArray[np.uin
         values = values << shifts.reshape(1, -1, *[1] * (values.ndim - 2))
     mask = np.argmax(values, axis=1).astype(np.uint8)
     return mask
+
+
+def real_outputs(output: NDArray[np.int64], program: IntegerProgram) -> NDArray[np.float32]:
+    """The real numbers output integers stand for, (N, outputs, *S); comparing them with 0 decides as :func:`decide` does."""
+    scales = np.array([2.0**-exponent for exponent in program.output_exponents])
+    values = (output - _zero_point(program)) * scales.reshape(1, -1, *[1] * (output.ndim - 2))
+    return np.asarray(values, dtype=np.float32)
+
+
+def _zero_point(program: IntegerProgram) -> int:
+    last = program.nodes[-1]
+    return last.output.zero_point if last.output is not None else 0

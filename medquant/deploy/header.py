@@ -14,7 +14,7 @@ from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.stored_nodes import StoredConvolution, StoredNode
 from medquant.errors import CheckpointError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REMEDY = "copy the file again or export the model anew"
 
 TensorRole = Literal["weight", "bias", "exponents"]
@@ -22,8 +22,28 @@ ROLES: tuple[TensorRole, ...] = ("weight", "bias", "exponents")
 BIAS_BITS = 32
 EXPONENT_BITS = 8
 
-# Schema version → what turns a header of that version (as JSON values) into one of the next. There is no older one yet.
-_UPGRADES: dict[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {}
+
+_SINCE_VERSION_2 = ("preparation", "region", "channels", "regions")
+"""Metadata that version 1 had not."""
+
+
+def _with_preparation(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Version 1 knew a normalisation, and took every scan as it was stored, as a whole, with one channel."""
+    metadata = values.get("metadata")
+    if not isinstance(metadata, dict):
+        return values
+    later = sorted({"coarse", *_SINCE_VERSION_2} & {*values, *metadata})
+    if later or "normalisation" not in metadata:
+        raise ValueError(
+            f"found {', '.join(later) or 'no normalisation'} in version 1, which has a normalisation and nothing of later versions"
+        )
+    rest = {key: value for key, value in metadata.items() if key != "normalisation"}
+    grid: JsonValue = {"slice_axis": "stored", "spacing_mm": None}
+    return {**values, "metadata": {**rest, "preparation": {"normalisation": metadata.get("normalisation"), "grid": grid}}}
+
+
+# Schema version → what turns a header of that version (as JSON values) into one of the next.
+_UPGRADES: dict[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {1: _with_preparation}
 
 
 class TensorEntry(NamedTuple):
@@ -48,6 +68,20 @@ class TensorEntry(NamedTuple):
     sha256: str
 
 
+class CoarseEntry(BaseModel):
+    """Where the coarse network lies: a model file of its own, behind the tensors.
+
+    Args:
+        offset: bytes from the start of the tensor data.
+        size_bytes: its length.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    offset: Annotated[int, Field(ge=0)]
+    size_bytes: Annotated[int, Field(ge=1)]
+
+
 def tensor_sha256(data: bytes) -> str:
     """The digest of a tensor's bytes as a :class:`TensorEntry` holds it."""
     return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
@@ -62,6 +96,7 @@ class Header(BaseModel):
     output_exponents: tuple[int, ...]
     tensors: tuple[TensorEntry, ...]
     metadata: ModelMetadata
+    coarse: CoarseEntry | None = None
 
     def wanted_tensors(self) -> list[tuple[str, TensorRole, int]]:
         """Node, role and bits of each tensor the nodes ask for, in the order of the file."""
@@ -74,8 +109,7 @@ class Header(BaseModel):
 
     def to_bytes(self) -> bytes:
         """The canonical JSON: one header has one spelling."""
-        values = self.model_dump(mode="json")
-        return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        return _canonical(self.model_dump(mode="json"))
 
 
 def parse_header(text: bytes, version: int) -> Header:
@@ -90,21 +124,28 @@ def parse_header(text: bytes, version: int) -> Header:
         canonical = version != SCHEMA_VERSION or header.to_bytes() == text
     except ValidationError as error:
         raise CheckpointError(f"header: {_mistakes(error)}; {REMEDY}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"header: {error}; {REMEDY}") from error
     if not canonical:
         raise CheckpointError(f"header: found JSON in another spelling than medquant writes, expected sorted keys, each once; {REMEDY}")
     return header
 
 
+def _canonical(values: dict[str, JsonValue]) -> bytes:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
 def _upgraded(text: bytes, version: int) -> bytes:
-    values: dict[str, JsonValue] = {}
-    for step in range(version, SCHEMA_VERSION):
-        upgrade = _UPGRADES.get(step)
+    steps = [_UPGRADES.get(step) for step in range(version, SCHEMA_VERSION)]
+    values = json.loads(text)
+    # As with the present version: what is spelt otherwise (a key that stands twice) was not written by medquant.
+    if not isinstance(values, dict) or _canonical(values) != text:
+        raise ValueError("found no JSON as medquant writes it, expected sorted keys, each once")
+    for upgrade in steps:
         if upgrade is None:
             raise CheckpointError(f"found schema version {version}, expected {SCHEMA_VERSION}: no way to upgrade it; export the model anew")
-        values = upgrade(values or json.loads(text))
-    return json.dumps(values).encode()
+        values = upgrade(values)
+    return _canonical(values)
 
 
 def _mistakes(error: ValidationError) -> str:

@@ -31,7 +31,10 @@ class ModelMetadata(BaseModel):
     """What a model file says about itself beside the network. Plain values only; nothing of a patient belongs here.
 
     Args:
-        normalisation: the rule that makes an image of a scan, as ``Normalisation.to_json`` writes it.
+        preparation: the rules that make an image of a scan, as ``Preparation.to_json`` writes them.
+        region: what of a scan the network sees: ``kind`` and, as it applies, ``margin_mm`` and ``minimum``.
+        channels: names of the image channels, in order.
+        regions: classes joined for scoring.
         size_multiple: every spatial axis of an image must be a multiple of this.
         classes: class number → name for every value a mask can hold.
         scored: names of the classes that are scored, in order.
@@ -49,8 +52,11 @@ class ModelMetadata(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    normalisation: JsonDict
-    size_multiple: Annotated[int, Field(ge=1, le=2**20)]
+    preparation: JsonDict
+    region: JsonDict = {"kind": "whole"}
+    channels: tuple[str, ...] = ("image",)
+    regions: dict[str, tuple[int, ...]] = {}
+    size_multiple: Annotated[int, Field(ge=1, le=2**10)]
     classes: Annotated[dict[int, str], AfterValidator(_by_number)]
     scored: tuple[str, ...]
     positive_class: int | None = None
@@ -66,7 +72,7 @@ class ModelMetadata(BaseModel):
 
     @model_validator(mode="after")
     def _names_exist(self) -> ModelMetadata:
-        unknown = [name for name in self.scored if name not in self.classes.values()]
+        unknown = [name for name in self.scored if name not in (*self.classes.values(), *self.regions)]
         if unknown or (self.positive_class is not None and self.positive_class not in self.classes):
             raise ValueError(f"scored {list(self.scored)} and positive_class {self.positive_class} must be among classes {self.classes}")
         return self

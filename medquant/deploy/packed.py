@@ -1,6 +1,6 @@
 """The packed model file ``.mq``: everything that passes from training to prediction, and nothing that could run.
 
-Layout, schema version 1, all numbers little-endian:
+Layout, schema version 2, all numbers little-endian:
 
 ====================  ==================================================================================================
 bytes                 content
@@ -11,6 +11,7 @@ bytes                 content
 20 ...                header: canonical JSON (sorted keys, no blanks, UTF-8), see :class:`~medquant.deploy.header.Header`
 ... multiple of 64    zeros
 tensor data           each tensor begins at a multiple of 64 from the file's start, zeros between them
+coarse network        where the header names one: a whole model file, at the next multiple of 64
 last 32               SHA-256 over every byte before
 ====================  ==================================================================================================
 
@@ -20,6 +21,7 @@ Weights are packed at their true width (:mod:`medquant.deploy.bitpacking`), bias
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import struct
@@ -37,6 +39,7 @@ from medquant.deploy.header import (
     EXPONENT_BITS,
     REMEDY,
     SCHEMA_VERSION,
+    CoarseEntry,
     Header,
     TensorEntry,
     TensorRole,
@@ -69,19 +72,27 @@ class PackedModel:
         metadata: what the file says beside it.
         size_bytes: size of the file.
         sha256: hex digest of the whole file, as ``sha256sum`` prints it.
+        coarse: the network that finds the region, None where the whole scan is taken.
     """
 
     program: IntegerProgram
     metadata: ModelMetadata
     size_bytes: int
     sha256: str
+    coarse: PackedModel | None = None
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def save_model(path: Path, program: IntegerProgram, metadata: ModelMetadata) -> None:
+def save_model(path: Path, program: IntegerProgram, metadata: ModelMetadata, coarse: Path | None = None) -> None:
     """Write a model file in one step: a reader finds the old file or the new one, never a part.
+
+    Args:
+        path: the file.
+        program: the network.
+        metadata: what the file says beside it.
+        coarse: model file of the network that finds the region; it goes into this one.
 
     Raises:
         CheckpointError: the program or its metadata cannot be stored, or the file cannot be written; what stood at
@@ -91,7 +102,15 @@ def save_model(path: Path, program: IntegerProgram, metadata: ModelMetadata) -> 
         _check_model(program, metadata)
         entries, blocks = _tensors(program)
         nodes = tuple(store_node(node) for node in program)
-        text = Header(nodes=nodes, output_exponents=program.output_exponents, tensors=tuple(entries), metadata=metadata).to_bytes()
+        place = None
+        if coarse is not None:
+            # What a reader of this file would refuse is refused now.
+            if load_model(coarse).coarse is not None:
+                raise CheckpointError(f"the coarse network {coarse} holds another one, expected none; train it without a region")
+            blocks.append(coarse.read_bytes())
+            place = CoarseEntry(offset=_aligned(_end_of(entries)), size_bytes=len(blocks[-1]))
+        header = Header(nodes=nodes, output_exponents=program.output_exponents, tensors=tuple(entries), metadata=metadata, coarse=place)
+        text = header.to_bytes()
         if len(text) > _MAX_HEADER_BYTES:
             raise CheckpointError(f"the header takes {len(text)} bytes, expected at most {_MAX_HEADER_BYTES}; shorten the metadata")
         # A file that could be written but not read again would be found out too late.
@@ -151,6 +170,10 @@ def _write(stream: BinaryIO, header: bytes, blocks: list[bytes]) -> None:
     stream.write(digest.digest())
 
 
+def _end_of(entries: list[TensorEntry]) -> int:
+    return entries[-1].offset + entries[-1].size_bytes if entries else 0
+
+
 def _aligned(position: int) -> int:
     return -(-position // _ALIGNMENT) * _ALIGNMENT
 
@@ -168,19 +191,21 @@ def load_model(path: Path) -> PackedModel:
         raise CheckpointError(f"{path}: found {'no regular file' if path.exists() else 'nothing'}, expected a model file (.mq)")
     try:
         with path.open("rb") as stream:
-            return _read(stream)
+            return _read(stream, os.fstat(stream.fileno()).st_size)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); {REMEDY}") from error
 
 
-def _read(stream: BinaryIO) -> PackedModel:
-    size = os.fstat(stream.fileno()).st_size
+def _read(stream: BinaryIO, size: int, is_coarse: bool = False) -> PackedModel:
     version, header_bytes = _read_prefix(stream, size)
     whole = _check_digest(stream, size)
     stream.seek(_PREFIX.size)
     header = parse_header(stream.read(header_bytes), version)
+    if is_coarse and header.coarse is not None:
+        # Before it is looked at: a file could nest as many as its maker liked.
+        raise CheckpointError(f"it holds another one, expected none; {REMEDY}")
     data_start = _aligned(_PREFIX.size + header_bytes)
     _check_layout(header, data_start, size)
     arrays = {(entry.node, entry.role): _read_tensor(stream, entry, data_start) for entry in header.tensors}
@@ -189,7 +214,17 @@ def _read(stream: BinaryIO) -> PackedModel:
         _check_model(program, header.metadata)
     except ConfigError as error:
         raise CheckpointError(f"the stored network does not fit together: {error}; {REMEDY}") from error
-    return PackedModel(program, header.metadata, size, whole)
+    return PackedModel(program, header.metadata, size, whole, _read_coarse(stream, header.coarse, data_start))
+
+
+def _read_coarse(stream: BinaryIO, entry: CoarseEntry | None, data_start: int) -> PackedModel | None:
+    if entry is None:
+        return None
+    stream.seek(data_start + entry.offset)
+    try:
+        return _read(io.BytesIO(stream.read(entry.size_bytes)), entry.size_bytes, is_coarse=True)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"its coarse network: {error}") from error
 
 
 def _read_prefix(stream: BinaryIO, size: int) -> tuple[int, int]:
@@ -240,7 +275,11 @@ def _check_layout(header: Header, data_start: int, size: int) -> None:
             wanted = f"{expected} at {_aligned(end)}"
             raise CheckpointError(f"tensor {entry.node} {entry.role}: found {found}, expected {wanted}; {REMEDY}")
         end = entry.offset + entry.size_bytes
-    total = (data_start if header.tensors else 0) + end + _DIGEST_BYTES
+    if header.coarse is not None:
+        if header.coarse.offset != _aligned(end):
+            raise CheckpointError(f"coarse network: found it at {header.coarse.offset}, expected {_aligned(end)}; {REMEDY}")
+        end = header.coarse.offset + header.coarse.size_bytes
+    total = (data_start if header.tensors or header.coarse else 0) + end + _DIGEST_BYTES
     if total != size:
         raise CheckpointError(f"found {size} bytes, expected {total} for the tensors of its header; {REMEDY}")
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from medquant.data.normalise import Normalisation
-from medquant.data.patches import whole_slices
+from medquant.data.prepared import PreparedCase
 from medquant.data.volume import Case, Dataset, DatasetInfo, LabelArray
 from medquant.errors import InputError
 from medquant.evaluate.baseline import baseline
+from medquant.evaluate.blocks import predict_blocks
+from medquant.evaluate.case_metrics import case_metrics
 from medquant.evaluate.dice import CaseScore, confusion, score_case
-from medquant.evaluate.em_scores import stack_em_score
 from medquant.evaluate.intervals import Summary, summarise
 from medquant.evaluate.predictors import MaskPredictor
 
 SCHEMA = 1
+
+_SLICES_AT_ONCE = 16
+_BY_CLASS_ENDINGS = ("_iou", "_precision", "_recall")
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,34 @@ def select_cases(dataset: Dataset, ids: Sequence[str]) -> list[Case]:
     return found
 
 
-def predict_case(case: Case, predictor: MaskPredictor, normalisation: Normalisation) -> LabelArray:
-    """The predicted mask of a case, (I, J, K)."""
-    images, _ = whole_slices(case, normalisation)
-    return np.ascontiguousarray(predictor(images.numpy()).transpose(1, 2, 0))
+def predict_window(case: PreparedCase, predictor: MaskPredictor) -> LabelArray:
+    """The predicted mask of a case's region, (I, J, K); networks that take volumes see it in overlapping blocks."""
+    if predictor.dimensions == 3:
+        return predict_blocks(case, predictor)
+    masks = [predictor(images) for images in case.images(_SLICES_AT_ONCE)]
+    return np.concatenate(masks).transpose(1, 2, 0)
+
+
+def predict_case(case: PreparedCase, predictor: MaskPredictor) -> LabelArray:
+    """The predicted mask of a case on the grid of its file, (I, J, K)."""
+    return case.restore(predict_window(case, predictor))
 
 
 def evaluate_cases(
-    cases: Sequence[Case],
+    cases: Sequence[PreparedCase],
     info: DatasetInfo,
     predictor: MaskPredictor,
-    normalisation: Normalisation,
     progress: Callable[[str], None] | None = None,
+    keep_masks: Collection[str] | None = None,
 ) -> Evaluation:
-    """Predict and score every case.
+    """Predict every case and score it on the grid of its file.
+
+    Args:
+        cases: with masks.
+        info: classes and metrics.
+        predictor: what is scored.
+        progress: told of every case that is done.
+        keep_masks: ids of the cases whose masks are wanted, None for all.
 
     Raises:
         InputError: a case has no mask.
@@ -80,20 +97,37 @@ def evaluate_cases(
     scores, masks, elapsed = [], {}, {}
     for case in cases:
         started = time.perf_counter()
-        mask = predict_case(case, predictor, normalisation)
+        mask = predict_case(case, predictor)
         elapsed[case.id] = time.perf_counter() - started
-        masks[case.id] = mask
+        if keep_masks is None or case.id in keep_masks:
+            masks[case.id] = mask
         scores.append(_score(case, info, mask))
         if progress is not None:
             progress(case.id)
     return Evaluation(predictor.name, tuple(scores), masks, elapsed)
 
 
-def mean_dice(cases: Sequence[Case], info: DatasetInfo, predictor: MaskPredictor, normalisation: Normalisation) -> dict[str, float]:
-    """Mean Dice by scored class, without the dataset's own metrics: what is watched during training."""
+def mean_dice(cases: Sequence[PreparedCase], info: DatasetInfo, predictor: MaskPredictor, max_slices: int) -> dict[str, float]:
+    """Mean Dice by scored class on the network's grid: what is watched during training.
+
+    Args:
+        cases: with masks on the network's grid.
+        info: classes.
+        predictor: what is watched.
+        max_slices: slices looked at, of all cases together; where there are more, evenly spaced ones are taken. Networks that
+            take volumes are shown all.
+    """
     found: dict[str, list[float]] = {name: [] for name in info.scored}
+    share = max(1, math.ceil(sum(case.slices for case in cases) / max_slices))
     for case in cases:
-        overlaps = confusion(predict_case(case, predictor, normalisation), _truth(case), info.classes)
+        chosen = range(min(share // 2, case.slices - 1), case.slices, share if predictor.dimensions == 2 else 1)
+        truth = np.stack([case.label(k) for k in chosen])
+        if predictor.dimensions == 3:
+            prediction = predict_blocks(case, predictor).transpose(2, 0, 1)[chosen.start :]
+        else:
+            groups = [chosen[first : first + _SLICES_AT_ONCE] for first in range(0, len(chosen), _SLICES_AT_ONCE)]
+            prediction = np.concatenate([predictor(np.stack([case.image(k) for k in group])) for group in groups])
+        overlaps = confusion(prediction, truth, info.classes, info.regions)
         for name in info.scored:
             found[name].append(overlaps[name].dice)
     known = {name: [value for value in values if not math.isnan(value)] for name, values in found.items()}
@@ -102,7 +136,8 @@ def mean_dice(cases: Sequence[Case], info: DatasetInfo, predictor: MaskPredictor
 
 def scores_document(evaluation: Evaluation, info: DatasetInfo) -> dict[str, object]:
     """The parts of ``eval.json`` that come from one predictor: engine, cases, dice, metrics, seconds_per_case."""
-    metrics = {name: summarise([score.metrics[name] for score in evaluation.scores]) for name in info.official_score}
+    names = [name for name in evaluation.scores[0].metrics if not name.endswith(_BY_CLASS_ENDINGS)]
+    metrics = {name: summarise([score.metrics[name] for score in evaluation.scores]) for name in names}
     return {
         "engine": evaluation.engine,
         "cases": [
@@ -111,30 +146,29 @@ def scores_document(evaluation: Evaluation, info: DatasetInfo) -> dict[str, obje
         ],
         "dice": {name: _summary_json(evaluation.dice_summary(name)) for name in info.scored},
         "metrics": {name: _summary_json(summary) for name, summary in metrics.items()},
+        "official_metrics": list(info.official_score),
         "seconds_per_case": round(math.fsum(evaluation.elapsed_s.values()) / len(evaluation.elapsed_s), 4),
     }
 
 
 def baseline_document(cases: Sequence[Case], info: DatasetInfo) -> dict[str, dict[str, float | None]]:
     """Dice of the predictions that are one class everywhere."""
-    found = baseline((_truth(case) for case in cases), info.classes)
+    found = baseline((_truth(case) for case in cases), info.classes, info.regions)
     return {name: _finite({key: value for key, value in scores.items() if key in info.scored}) for name, scores in found.items()}
 
 
 def _truth(case: Case) -> LabelArray:
     if case.mask is None:
         raise InputError(f"{case.source}: case {case.id} has no mask; only labelled cases can be scored")
-    return case.mask.array.astype(np.uint8)
+    return np.asarray(case.mask.array, dtype=np.uint8)
 
 
-def _score(case: Case, info: DatasetInfo, mask: LabelArray) -> CaseScore:
-    truth = _truth(case)
-    metrics: dict[str, float] = {}
-    if "v_rand" in info.official_score:
-        cell = next(number for number, name in info.classes.items() if name == "cell")
-        found = stack_em_score(mask == cell, truth == cell)
-        metrics = {"v_rand": found.v_rand, "v_info": found.v_info}
-    return score_case(case.id, mask, truth, info.classes, scored=info.scored, metrics=metrics)
+def _score(case: PreparedCase, info: DatasetInfo, mask: LabelArray) -> CaseScore:
+    truth = _truth(case.case)
+    if case.scored_inside:
+        truth = truth * case.visible()
+    metrics = case_metrics(mask, truth, info, case.case.image)
+    return score_case(case.id, mask, truth, info.classes, scored=info.scored, metrics=metrics, regions=info.regions)
 
 
 def _summary_json(summary: Summary) -> dict[str, object]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,12 +13,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medquant.data.volume import FloatArray, LabelArray
-from medquant.deploy.decide import decide, quantize_image
+from medquant.deploy.decide import decide, quantize_image, real_outputs
 from medquant.deploy.engines import get_engine
+from medquant.errors import InputError
 from medquant.quant.program import IntegerProgram
 
+Number = TypeVar("Number", bound=np.generic)
+
 _PIXELS_AT_ONCE = 512 * 512
-"""Slices are run together up to this many pixels; more brings no speed and takes memory."""
+"""Images are run together up to this many pixels; more brings no speed and takes memory."""
 
 
 class MaskPredictor(ABC):
@@ -23,25 +29,46 @@ class MaskPredictor(ABC):
 
     Args:
         size_multiple: the network takes images whose sides are multiples of this; others are continued by their edge.
+        dimensions: 2 where it takes slices (I, J), 3 where it takes volumes (I, J, K).
     """
 
     name: str
 
-    def __init__(self, size_multiple: int) -> None:
-        self.size_multiple = size_multiple
+    def __init__(self, size_multiple: int, dimensions: int = 2) -> None:
+        self.size_multiple, self.dimensions = size_multiple, dimensions
 
     @abstractmethod
     def _predict(self, images: FloatArray) -> LabelArray:
-        """(N, C, I, J) of fitting size to (N, I, J)."""
+        """(N, C, *S) of fitting size to (N, *S)."""
+
+    @abstractmethod
+    def _levels(self, images: FloatArray) -> FloatArray:
+        """(N, C, *S) of fitting size to the network's outputs (N, O, *S)."""
 
     def __call__(self, images: FloatArray) -> LabelArray:
-        """Normalised images float32 (N, C, I, J), any size → class numbers uint8 (N, I, J)."""
-        rows, columns = images.shape[2:]
-        padding = [(0, 0), (0, 0), (0, -rows % self.size_multiple), (0, -columns % self.size_multiple)]
-        padded = np.pad(images, padding, mode="edge")
-        at_once = max(1, _PIXELS_AT_ONCE // (padded.shape[2] * padded.shape[3]))
-        masks = [self._predict(padded[start : start + at_once]) for start in range(0, len(padded), at_once)]
-        return np.concatenate(masks)[:, :rows, :columns]
+        """Normalised images float32 (N, C, *S), any size, S of ``dimensions`` axes → class numbers uint8 (N, *S)."""
+        return self._in_groups(images, self._predict)
+
+    def levels(self, images: FloatArray) -> FloatArray:
+        """Normalised images float32 (N, C, *S), any size → the one output before it is decided, (N, *S), above 0 for class 1.
+
+        Raises:
+            InputError: the network has several outputs.
+        """
+        return self._in_groups(images, self._only_output)
+
+    def _only_output(self, images: FloatArray) -> FloatArray:
+        outputs = self._levels(images)
+        if outputs.shape[1] != 1:
+            raise InputError(f"the network has {outputs.shape[1]} outputs, expected one: a threshold decides between two classes only")
+        return outputs[:, 0]
+
+    def _in_groups(self, images: FloatArray, run: Callable[[FloatArray], NDArray[Number]]) -> NDArray[Number]:
+        size = images.shape[2:]
+        padded = np.pad(images, [(0, 0), (0, 0), *((0, -length % self.size_multiple) for length in size)], mode="edge")
+        at_once = max(1, _PIXELS_AT_ONCE // math.prod(padded.shape[2:]))
+        results = [run(padded[start : start + at_once]) for start in range(0, len(padded), at_once)]
+        return np.concatenate(results)[(slice(None), *(slice(length) for length in size))]
 
 
 class FloatPredictor(MaskPredictor):
@@ -49,30 +76,38 @@ class FloatPredictor(MaskPredictor):
 
     name = "float"
 
-    def __init__(self, network: nn.Module, size_multiple: int) -> None:
-        super().__init__(size_multiple)
+    def __init__(self, network: nn.Module, size_multiple: int, dimensions: int = 2) -> None:
+        super().__init__(size_multiple, dimensions)
         self.network = network
         self.device = next(network.parameters()).device
 
     def _predict(self, images: FloatArray) -> LabelArray:
-        was_training = self.network.training
-        self.network.eval()
-        with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-            logits = self.network(x.contiguous(memory_format=torch.channels_last))
-        self.network.train(was_training)
+        logits = self._logits(images)
         if logits.shape[1] == 1:
             mask: NDArray[np.uint8] = (logits[:, 0] > 0).to(torch.uint8).cpu().numpy()
             return mask
         chosen: NDArray[np.uint8] = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
         return chosen
 
+    def _levels(self, images: FloatArray) -> FloatArray:
+        levels: FloatArray = self._logits(images).cpu().numpy()
+        return levels
+
+    def _logits(self, images: FloatArray) -> torch.Tensor:
+        was_training = self.network.training
+        self.network.eval()
+        with torch.inference_mode():
+            x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+            logits: torch.Tensor = self.network(x.contiguous(memory_format=torch.channels_last) if self.dimensions == 2 else x)
+        self.network.train(was_training)
+        return logits
+
 
 class ProgramPredictor(MaskPredictor):
     """An integer program on one of the engines."""
 
     def __init__(self, program: IntegerProgram, size_multiple: int, engine: str = "auto") -> None:
-        super().__init__(size_multiple)
+        super().__init__(size_multiple, program.dimensions)
         self.program = program
         self.engine = get_engine(engine)(program)
         self.name = self.engine.info.name
@@ -80,3 +115,7 @@ class ProgramPredictor(MaskPredictor):
     def _predict(self, images: FloatArray) -> LabelArray:
         quantized = quantize_image(images, self.program.format_of(self.program.image.name))
         return decide(self.engine.run(quantized), self.program)
+
+    def _levels(self, images: FloatArray) -> FloatArray:
+        quantized = quantize_image(images, self.program.format_of(self.program.image.name))
+        return real_outputs(self.engine.run(quantized), self.program)

@@ -132,6 +132,11 @@ class IntegerProgram:
         """The nodes that carry parameters."""
         return [node for node in self.nodes if isinstance(node, ConvolutionNode)]
 
+    @property
+    def dimensions(self) -> int:
+        """2 for images (N, C, I, J), 3 for volumes (N, C, I, J, K)."""
+        return self.convolutions[0].weight.ndim - 2
+
     def format_of(self, name: str) -> TensorFormat:
         """The format a node's input is read with."""
         found = self[name].output

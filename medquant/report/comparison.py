@@ -66,7 +66,7 @@ def group_runs(documents: Sequence[Mapping[str, object]]) -> list[Group]:
     }
     if len(scored) > 1:
         raise InputError("the runs were scored on different data, cases or classes; compare runs of one data set and one part")
-    _refuse_mixed_networks(documents)
+    refuse_mixed_networks(documents)
     found: dict[tuple[int, int], list[Mapping[str, object]]] = {}
     for document in documents:
         bits = _mapping(document["bits"])
@@ -74,8 +74,12 @@ def group_runs(documents: Sequence[Mapping[str, object]]) -> list[Group]:
     return [Group(_label(*bits), tuple(found[bits])) for bits in sorted(found, reverse=True)]
 
 
-def _refuse_mixed_networks(documents: Sequence[Mapping[str, object]]) -> None:
-    """A row is a mean over seeds: everything but seed and bits must be the same."""
+def refuse_mixed_networks(documents: Sequence[Mapping[str, object]]) -> None:
+    """Refuse runs that differ in more than seed, fold and bits: a row is a mean over them.
+
+    Raises:
+        InputError: they are of different networks or layer rules.
+    """
     models = {json.dumps({**_mapping(d["network"]), "edge_bits": None}, sort_keys=True) for d in documents if "network" in d}
     if len(models) > 1:
         raise InputError("the runs are of different networks or layer rules; compare runs that differ in bits and seed only")
@@ -84,7 +88,9 @@ def _refuse_mixed_networks(documents: Sequence[Mapping[str, object]]) -> None:
 def comparison_table(groups: Sequence[Group]) -> Table:
     """Dice (mean ± standard deviation over seeds), loss against the float twin, the dataset's own scores, sizes."""
     first = groups[0].documents[0]
-    classes, metrics = list(_mapping(first["dice"])), list(_mapping(first["metrics"]))
+    # The challenge's own scores; surface distances by class stand in eval.json, for a table they are too many.
+    official = first.get("official_metrics")
+    classes, metrics = list(_mapping(first["dice"])), list(official if isinstance(official, list) else _mapping(first["metrics"]))
     columns = ["network", "seeds"]
     columns += [title for name in classes for title in (f"Dice {name}", "vs float")]
     columns += [*metrics, *(title for title, _ in _SIZES)]

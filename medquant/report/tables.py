@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ Alignment = Literal["left", "right"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _NOTHING = "–"
+_NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,18 @@ class Table:
         return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]]) + "\n"
 
     def to_markdown(self) -> str:
-        """A GitHub table, aligned in its source too; ends with a line break."""
-        cells = [[_one_line(cell).replace("|", "\\|") for cell in row] for row in (self.columns, *self.rows)]
+        """A GitHub table, aligned in its source too, in which no cell is markup; ends with a line break."""
+        cells = [[_no_markup(_one_line(cell)) for cell in row] for row in (self.columns, *self.rows)]
         widths = [max(3, *(len(row[c]) for row in cells)) for c in range(len(self.columns))]
         rule = [("-" * (width - 1) + ":" if side == "right" else "-" * width) for side, width in zip(self._sides(), widths, strict=True)]
         padded = [self._padded(row, widths) for row in cells]
         return "\n".join(f"| {' | '.join(row)} |" for row in [padded[0], rule, *padded[1:]]) + "\n"
 
     def to_csv(self) -> str:
-        """Comma-separated (RFC 4180 quoting), lines ended by a line feed."""
+        """Comma-separated (RFC 4180 quoting), lines ended by a line feed; what a spreadsheet would compute has a ' before it."""
         target = io.StringIO()
         writer = csv.writer(target, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows(self.rows)
+        writer.writerows([_no_formula(cell) for cell in row] for row in (self.columns, *self.rows))
         return target.getvalue()
 
     def _sides(self) -> tuple[Alignment, ...]:
@@ -93,6 +94,15 @@ def format_dice(score: float | None) -> str:
     '95.34'
     """
     return _NOTHING if score is None or math.isnan(score) else f"{100.0 * score:.2f}"
+
+
+def _no_markup(cell: str) -> str:
+    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def _no_formula(cell: str) -> str:
+    """Class and metric names come from files: one that begins like a formula must not be run by who opens the table."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(cell) else cell
 
 
 def _one_line(cell: str) -> str:

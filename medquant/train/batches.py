@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Sampler
 
 from medquant.config.schema import DataConfig
 from medquant.data.patches import PatchDataset
+from medquant.errors import InputError
+
+_PREFETCHED = 3
+"""Batches a worker prepares ahead."""
+
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class EpochBatches:
-    """Loads the training batches of one epoch after another.
+    """Loads the training batches of one epoch after another; the same ones however many processes do it.
 
     Args:
         dataset: deterministic in (seed, epoch, index).
@@ -23,23 +33,86 @@ class EpochBatches:
     """
 
     def __init__(self, dataset: PatchDataset, data: DataConfig, device: torch.device, channels_last: bool) -> None:
-        self.dataset, self.data, self.device = dataset, data, device
+        self.device = device
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-
-    def epoch(self, epoch: int, first_step: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (N, 1, H, W) float32 and labels (N, H, W) int64 of steps ``first_step`` to ``steps - 1`` of an epoch."""
-        self.dataset.set_epoch(epoch)
-        size = self.data.batch_size
-        part = Subset(self.dataset, range(first_step * size, steps * size))
-        # A fresh loader each epoch: workers copy the dataset's epoch number when they start. It gets a generator of its own,
-        # because it draws a number even where nothing is random, and a resumed epoch makes one loader more.
-        loader = DataLoader(
-            part,
-            batch_size=size,
-            num_workers=self.data.workers,
-            pin_memory=self.device.type == "cuda",
+        self._plan = _EpochPlan(data.batch_size)
+        workers = _workers(data, len(data.patch_size))
+        # Workers stay from epoch to epoch: starting them costs as much as several steps. The loader gets a generator of its
+        # own, because it draws a number even where nothing is random, and a resumed epoch makes one loader more.
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._plan,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=_PREFETCHED if workers else None,
+            worker_init_fn=_start_worker,
+            pin_memory=device.type == "cuda",
             generator=torch.Generator(),
         )
-        for images, labels in loader:
+
+    def epoch(self, epoch: int, first_step: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (N, C, H, W) float32 and labels (N, H, W) int64 of steps ``first_step`` to ``steps - 1`` of an epoch.
+
+        Raises:
+            InputError: a worker was killed.
+        """
+        self._plan.choose(epoch, first_step, steps)
+        for images, labels in self._batches():
             moved = images.to(self.device, non_blocking=True)
             yield moved.contiguous(memory_format=self.layout), labels.to(self.device, non_blocking=True)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if not _is_killed(error):
+                raise
+            raise InputError(
+                "a process that loads patches was killed, perhaps for want of memory; continue with --resume where more is free"
+            ) from error
+
+
+def _start_worker(number: int) -> None:
+    """Ctrl-C, and the end of a batch job, go to every process: the training process answers them, saves, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_killed(error: RuntimeError) -> bool:
+    text = str(error)
+    return text.startswith("DataLoader worker") and ("exited unexpectedly" in text or "killed by signal" in text)
+
+
+class _EpochPlan(Sampler[list[tuple[int, int]]]):
+    """Epoch and index of every sample, batch by batch: workers that stay need to be told the epoch with each sample."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.choose(0, 0, 0)
+
+    def choose(self, epoch: int, first_step: int, steps: int) -> None:
+        """Decide what the next pass yields."""
+        self._epoch, self._steps = epoch, range(first_step, steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # Bound now: the plan of the next epoch must not reach into this pass.
+        epoch, steps = self._epoch, self._steps
+        for step in steps:
+            yield [(epoch, index) for index in range(step * self.batch_size, (step + 1) * self.batch_size)]
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+def _workers(data: DataConfig, axes: int) -> int:
+    """Processes beside this one: as asked for, else one where there is a second processor and room to hand batches over."""
+    if data.workers is not None:
+        return data.workers
+    pixels = data.batch_size
+    for side in data.patch_size[:axes]:
+        pixels *= side
+    # float32 images of a few channels and int64 labels, for every batch on its way; a container may have very little.
+    needed = pixels * 32 * (_PREFETCHED + 2)
+    room = shutil.disk_usage(_SHARED_MEMORY).free if _SHARED_MEMORY.is_dir() else 0
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if processors > 1 and room > needed else 0

@@ -12,13 +12,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from medquant.data.atomic import write_atomically
+from medquant.data.bounded import read_bounded_json
 from medquant.errors import CheckpointError, UsageError
 
 INDEX_NAME = "checkpoint.json"
@@ -64,12 +65,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """
     index_path = folder / INDEX_NAME
     try:
-        index = json.loads(index_path.read_bytes())
+        index: Any = read_bounded_json(index_path)
         schema, name, digest = int(index["schema"]), str(index["file"]), str(index["sha256"])
         values = dict(index["values"])
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no checkpoint here ({INDEX_NAME} is missing); train first, or name another run") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(
             f"{index_path}: not a checkpoint index ({type(error).__name__}: {error}); restore it or train anew"
         ) from error
@@ -105,7 +106,8 @@ def _write(stream: BinaryIO, data: bytes) -> None:
 def _remove_strays(folder: Path) -> None:
     """Remove tensor files the index does not name, also those a killed process left."""
     try:
-        named = json.loads((folder / INDEX_NAME).read_bytes())["file"]
+        found: Any = read_bounded_json(folder / INDEX_NAME)
+        named = found["file"]
     except FileNotFoundError:
         named = None
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,30 +11,33 @@ from torch import nn
 
 import medquant
 from medquant.config.schema import Config
-from medquant.data.patches import whole_slices
-from medquant.data.volume import Case
+from medquant.data.prepared import PreparedCase
+from medquant.data.volume import FloatArray
 from medquant.deploy.agreement import Agreement, check_agreement
 from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.packed import load_model as load_packed
 from medquant.deploy.packed import save_model
 from medquant.errors import CheckpointError, EngineMismatchError, InputError, InterruptedRunError, UsageError
+from medquant.evaluate.blocks import shown_at_once
 from medquant.evaluate.evaluation import SCHEMA as EVAL_SCHEMA
-from medquant.evaluate.evaluation import Evaluation, baseline_document, evaluate_cases, scores_document, select_cases
+from medquant.evaluate.evaluation import Evaluation, baseline_document, evaluate_cases, scores_document
 from medquant.evaluate.intervals import summarise
 from medquant.evaluate.ledger import Ledger, weigh_plan, weigh_program
 from medquant.evaluate.predictors import FloatPredictor, MaskPredictor, ProgramPredictor
 from medquant.evaluate.process_memory import measure_process_peak
+from medquant.evaluate.threshold_search import search_thresholds
 from medquant.quant.lower import lower
 from medquant.quant.network import QuantNetwork
 from medquant.quant.program import IntegerProgram
 from medquant.train.checkpoint import has_checkpoint, load_checkpoint
-from medquant.train.pictures import draw_pictures
+from medquant.train.pictures import draw_pictures, pictured
 from medquant.train.run_folder import finished_now, write_json
 from medquant.train.session import TrainingSession, outputs_for, plan_network
 from medquant.train.state import load_model
 
 INTENDED_USE = "Research. Not a medical device; not validated for diagnosis or treatment."
 _CHECKED_SLICES = 4
+_CHECKED_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def finish(session: TrainingSession) -> Finished:
     agreement = _export(session) if session.plan.is_integer else None
     finished = score_session(session, agreement)
     write_json(run.eval, finished.document)
-    cases = select_cases(session.dataset, session.split.parts()[session.config.eval.split])
+    cases = scored_cases(session)
     try:
         draw_pictures(session, cases, finished.evaluation, finished.twin, finished.document)
     except (OSError, UsageError) as error:
@@ -75,18 +78,32 @@ def finish(session: TrainingSession) -> Finished:
 
 def score_session(session: TrainingSession, agreement: Agreement | None = None) -> Finished:
     """Score the network of a trained run, and its twin, on the part and with the engine the configuration names; writes nothing."""
-    config, dataset = session.config, session.dataset
-    cases = select_cases(dataset, session.split.parts()[config.eval.split])
+    config = session.config
+    cases = scored_cases(session)
     predictor: MaskPredictor
     if session.plan.is_integer:
         # Scored is the file that leaves the run, not the network in memory.
         predictor = ProgramPredictor(load_packed(session.run_folder.model).program, session.size_multiple, config.eval.engine)
     else:
-        predictor = FloatPredictor(_trained_float(session), session.size_multiple)
+        predictor = FloatPredictor(_trained_float(session), session.size_multiple, session.dimensions)
     session.reporter.message(f"scoring {len(cases)} cases of the {config.eval.split} part")
-    evaluation = evaluate_cases(cases, dataset.info, predictor, session.normalisation, lambda case: _heed_stop(session))
-    twin = _evaluate_twin(session, cases)
-    return Finished(_document(session, cases, evaluation, twin, agreement), evaluation, twin)
+    evaluation = _evaluate(session, cases, predictor)
+    searched = {"own": _search(session, cases, predictor)}
+    twin = None
+    if (float_predictor := _twin_predictor(session)) is not None:
+        twin = _evaluate(session, cases, float_predictor)
+        searched["float_twin"] = _search(session, cases, float_predictor)
+    document = _document(session, cases, evaluation, twin, agreement)
+    if searched["own"] is not None:
+        document["threshold_search"] = searched
+    return Finished(document, evaluation, twin)
+
+
+def _search(session: TrainingSession, cases: Sequence[PreparedCase], predictor: MaskPredictor) -> dict[str, object] | None:
+    # Thresholds are chosen on slices that are not scored; of the validation part itself nothing is searched.
+    if "v_rand" not in session.dataset.info.official_score or session.config.eval.split == "validation":
+        return None
+    return search_thresholds(session.prepared("validation"), cases, session.dataset.info, predictor)
 
 
 def _export(session: TrainingSession) -> Agreement:
@@ -94,7 +111,8 @@ def _export(session: TrainingSession) -> Agreement:
     network = _trained(session).cpu()
     program = lower(network)
     agreement = _compare(session, network, program)
-    save_model(session.run_folder.model, program, _metadata(session))
+    coarse = session.run_folder.coarse / session.run_folder.model.name if session.config.data.region == "coarse" else None
+    save_model(session.run_folder.model, program, _metadata(session), coarse)
     return agreement
 
 
@@ -114,11 +132,11 @@ def _trained_float(session: TrainingSession) -> nn.Module:
 
 
 def _compare(session: TrainingSession, network: QuantNetwork, program: IntegerProgram) -> Agreement:
-    """Simulation against the program on validation slices; a difference ends the run."""
-    cases = select_cases(session.dataset, session.split.validation)
-    slices = np.concatenate([whole_slices(case, session.normalisation)[0].numpy() for case in cases[:_CHECKED_SLICES]])[:_CHECKED_SLICES]
-    rows, columns = (length - length % session.size_multiple for length in slices.shape[2:])
-    agreement = check_agreement(network, program, slices[:, :, :rows, :columns])
+    """Simulation against the program on slices of the validation (else the training) part; a difference ends the run."""
+    cases = session.prepared("validation" if session.split.validation else "train")
+    slices = _some_slices(cases) if session.dimensions == 2 else _some_block(cases[0])
+    padding = [(0, 0), (0, 0), *((0, -length % session.size_multiple) for length in slices.shape[2:])]
+    agreement = check_agreement(network, program, np.pad(slices, padding, mode="edge"))
     if agreement.differing:
         raise EngineMismatchError(
             f"{session.run_folder.path}: simulation and integer program differ in {agreement.differing} of {agreement.checked} values; "
@@ -128,13 +146,45 @@ def _compare(session: TrainingSession, network: QuantNetwork, program: IntegerPr
     return agreement
 
 
-def _evaluate_twin(session: TrainingSession, cases: Sequence[Case]) -> Evaluation | None:
+def _some_slices(cases: Sequence[PreparedCase]) -> FloatArray:
+    """Up to four slices (N, C, I, J), of one case where it has so many, of the first cases of its size otherwise."""
+    first = cases[0]
+    alike = [case for case in cases if case.window.shape[:2] == first.window.shape[:2]]
+    chosen = [(case, k) for case in alike for k in range(case.slices)][:_CHECKED_SLICES]
+    return np.stack([case.image(k) for case, k in chosen])
+
+
+def _some_block(case: PreparedCase) -> FloatArray:
+    """The middle of a case (1, C, I, J, K), up to 64 voxels a side."""
+    starts = [max(0, (length - _CHECKED_BLOCK) // 2) for length in case.window.shape]
+    i, j, k = (range(start, min(start + _CHECKED_BLOCK, length)) for start, length in zip(starts, case.window.shape, strict=True))
+    return np.stack([case.image(each)[:, i.start : i.stop, j.start : j.stop] for each in k], axis=3)[None]
+
+
+def _twin_predictor(session: TrainingSession) -> FloatPredictor | None:
     if session.plan.is_float or not has_checkpoint(session.run_folder.twin):
         return None
-    network = session.network
-    load_model(load_checkpoint(session.run_folder.twin), network)
-    predictor = FloatPredictor(network, session.size_multiple)
-    return evaluate_cases(cases, session.dataset.info, predictor, session.normalisation, lambda case: _heed_stop(session))
+    load_model(load_checkpoint(session.run_folder.twin), session.network)
+    return FloatPredictor(session.network, session.size_multiple, session.dimensions)
+
+
+def _evaluate(session: TrainingSession, cases: Sequence[PreparedCase], predictor: MaskPredictor) -> Evaluation:
+    # Masks are kept for the pictures alone: those of a whole test set would not fit into memory.
+    kept = {case.id for case in pictured(cases)}
+    return evaluate_cases(cases, session.dataset.info, predictor, lambda case: _heed_stop(session), kept)
+
+
+def scored_cases(session: TrainingSession) -> list[PreparedCase]:
+    """The cases of the part that is scored.
+
+    Raises:
+        UsageError: the split leaves none for it.
+    """
+    part = session.config.eval.split
+    cases = session.prepared(part)
+    if not cases:
+        raise UsageError(f"the {part} part of this split is empty ({session.split.rule}); score another part")
+    return cases
 
 
 def _heed_stop(session: TrainingSession) -> None:
@@ -145,7 +195,10 @@ def _heed_stop(session: TrainingSession) -> None:
 def _metadata(session: TrainingSession) -> ModelMetadata:
     info = session.dataset.info
     stored = {
-        "normalisation": session.normalisation.to_json(),
+        "preparation": session.preparation.to_json(),
+        "region": _region_json(session.config),
+        "channels": info.channels,
+        "regions": dict(info.regions),
         "size_multiple": session.size_multiple,
         "classes": dict(info.classes),
         "scored": info.scored,
@@ -161,25 +214,32 @@ def _metadata(session: TrainingSession) -> ModelMetadata:
     return ModelMetadata.model_validate(stored)
 
 
+def _region_json(config: Config) -> dict[str, object]:
+    data = config.data
+    if data.region == "whole":
+        return {"kind": "whole"}
+    return {"kind": data.region, "margin_mm": data.region_margin_mm, "minimum": list(data.patch_size)}
+
+
 def _shareable(config: Config) -> dict[str, object]:
     """The configuration without the places of this machine: a model file is passed on."""
     dumped: dict[str, dict[str, object]] = config.model_dump(mode="json")
     dumped["data"]["path"] = None
+    dumped["data"]["cache"] = None
     dumped["train"]["twin_from"] = None
     return dict(dumped)
 
 
-def weigh_session(session: TrainingSession, cases: Sequence[Case]) -> Ledger:
-    """The ledger of a finished run for one slice of its first case."""
-    rows, columns, _ = cases[0].image.shape
-    shape = (1, 1, rows + -rows % session.size_multiple, columns + -columns % session.size_multiple)
+def weigh_session(session: TrainingSession, cases: Sequence[PreparedCase]) -> Ledger:
+    """The ledger of a finished run for one slice, or one block, of its first case."""
+    shape = (1, session.inputs, *shown_at_once(cases[0].window.shape, session.size_multiple, session.dimensions))
     run, wbits = session.run_folder, session.config.quant.wbits
     parameters = sum(parameter.numel() for parameter in session.network.parameters())
     if session.plan.is_integer:
         ledger = weigh_program(load_packed(run.model).program, parameters, wbits, shape)
         peak = _process_peak(session, shape)
         return replace(ledger, model_file_bytes=run.model.stat().st_size, process_peak_bytes=peak)
-    graph, plan = plan_network(session.config, session.network)
+    graph, plan = plan_network(session.config, session.network, session.inputs)
     files = sum(file.stat().st_size for file in run.best.glob("*.safetensors"))
     return replace(weigh_plan(graph, plan, parameters, wbits, shape), model_file_bytes=files)
 
@@ -194,7 +254,7 @@ def _process_peak(session: TrainingSession, shape: tuple[int, ...]) -> int | Non
 
 
 def _document(
-    session: TrainingSession, cases: Sequence[Case], evaluation: Evaluation, twin: Evaluation | None, agreement: Agreement | None
+    session: TrainingSession, cases: Sequence[PreparedCase], evaluation: Evaluation, twin: Evaluation | None, agreement: Agreement | None
 ) -> dict[str, object]:
     config, dataset = session.config, session.dataset
     document: dict[str, object] = {
@@ -208,9 +268,10 @@ def _document(
             "layer_bits": list(config.quant.layer_bits),
         },
         "seed": config.train.seed,
+        "preparation": {**session.preparation.to_json(), "region": _region_json(config)},
         "bits": {"weights": config.quant.wbits, "activations": config.quant.abits, "method": config.quant.method},
         **scores_document(evaluation, dataset.info),
-        "baseline": baseline_document(cases, dataset.info),
+        "baseline": baseline_document([case.case for case in cases], dataset.info),
         "memory": weigh_session(session, cases).to_json(),
         "float_twin": None if twin is None else scores_document(twin, dataset.info),
         "agreement": None if agreement is None else {"checked": agreement.checked, "differing": agreement.differing},

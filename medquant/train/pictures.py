@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medquant.data.prepared import PreparedCase
 from medquant.data.volume import Case, DatasetInfo
 from medquant.evaluate.evaluation import Evaluation
 from medquant.report.overlay import MethodPanel, OverlayRow, focus, overlay_figure
@@ -20,7 +21,7 @@ _ROWS = 3
 
 
 def draw_pictures(
-    session: TrainingSession, cases: Sequence[Case], evaluation: Evaluation, twin: Evaluation | None, document: Mapping[str, object]
+    session: TrainingSession, cases: Sequence[PreparedCase], evaluation: Evaluation, twin: Evaluation | None, document: Mapping[str, object]
 ) -> None:
     """Write ``training.png``, ``dice_memory.png`` and ``overlay.png`` into the run's ``pictures/``."""
     folder, info = session.run_folder.pictures, session.dataset.info
@@ -29,7 +30,7 @@ def draw_pictures(
     label = "float" if session.plan.is_float else f"W{quant.wbits}A{quant.abits}"
     training_curves(read_records(session.run_folder.path / METRICS_NAME), folder / "training.png")
     named = ([("float", twin)] if twin is not None else []) + [(label, evaluation)]
-    overlay_figure(_overlay_rows(cases, info, named), folder / "overlay.png")
+    overlay_figure(_overlay_rows([case.case for case in pictured(cases)], info, named), folder / "overlay.png")
     dice_against_memory(
         _points(info, label, evaluation, twin, document), folder / "dice_memory.png", baselines=_best_trivial(document, info)
     )
@@ -37,16 +38,21 @@ def draw_pictures(
 
 def drawn_class(info: DatasetInfo, cases: Sequence[Case]) -> int:
     """The class pictures show: the rarest scored one, because a class that covers the image hides everything."""
-    numbers = [number for number, name in info.classes.items() if name in info.scored]
+    numbers = [number for number, name in info.classes.items() if name in info.scored] or list(info.classes)
     shares = {number: np.mean([np.mean(case.mask.array == number) for case in cases if case.mask is not None]) for number in numbers}
     return min(numbers, key=lambda number: shares[number])
+
+
+def pictured(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
+    """The cases that are drawn."""
+    return list(cases[:: max(1, len(cases) // _ROWS)][:_ROWS])
 
 
 def _overlay_rows(cases: Sequence[Case], info: DatasetInfo, named: Sequence[tuple[str, Evaluation]]) -> list[OverlayRow]:
     number = drawn_class(info, cases)
     name = info.classes[number]
     rows = []
-    for case in cases[:: max(1, len(cases) // _ROWS)][:_ROWS]:
+    for case in cases:
         if case.mask is None:
             continue
         k = int(np.argmax((case.mask.array == number).sum(axis=(0, 1))))

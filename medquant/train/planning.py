@@ -50,20 +50,22 @@ def make_plan(request: PlanRequest) -> PlannedNetwork:
     """
     if request.target is None:
         config, dataset = resolve_config(TrainRequest(request.config_file, request.overrides, request.options))
-        return _plan_config(config, outputs_for(len(dataset.info.classes)))
+        return _plan_config(config, len(dataset.info.channels), outputs_for(len(dataset.info.classes)))
     if request.options or request.overrides or request.config_file is not None:
         raise UsageError(f"{request.target} has its plan already; leave out the other options, or leave out {request.target}")
     if request.target.is_dir():
         run = RunFolder.open(request.target)
-        return _plan_config(run.config, outputs_for(len(run.classes)))
+        return _plan_config(run.config, run.channels, outputs_for(len(run.classes)))
     packed = load_model(request.target)
-    return _plan_config(stored_config(packed.metadata.config, request.target), outputs_for(len(packed.metadata.classes)))
+    config = stored_config(packed.metadata.config, request.target)
+    return _plan_config(config, len(packed.metadata.channels), outputs_for(len(packed.metadata.classes)))
 
 
-def _plan_config(config: Config, outputs: int) -> PlannedNetwork:
-    network = build_network(config, outputs)
-    graph, plan = plan_network(config, network)
+def _plan_config(config: Config, inputs: int, outputs: int) -> PlannedNetwork:
+    network = build_network(config, inputs, outputs)
+    graph, plan = plan_network(config, network, inputs)
     QuantNetwork(graph, plan, get_method(config.quant.method))  # refuses bits that do not go together
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    shape = (1, 1, *config.data.patch_size)
+    depth = () if config.model.dimensions == 2 else (config.data.patch_slices,)
+    shape = (1, inputs, *config.data.patch_size, *depth)
     return PlannedNetwork(plan, weigh_plan(graph, plan, parameters, config.quant.wbits, shape))

@@ -80,12 +80,12 @@ def read_records(path: Path) -> list[dict[str, object]]:
     records: list[dict[str, object]] = []
     if not path.is_file():
         return records
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and {"stage", "epoch"} <= set(record):
+        if isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("epoch"), int):
             records.append(record)
     return records
 

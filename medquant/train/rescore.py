@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medquant.data.normalise import Normalisation
 from medquant.data.opening import open_dataset
+from medquant.data.prepared import Preparation, PreparedCase, prepare_cases
+from medquant.data.reading import ReadOptions
 from medquant.data.split import Split
+from medquant.data.stored import ArrayCache
 from medquant.data.volume import Case, Dataset
 from medquant.deploy.engines import get_engine
 from medquant.deploy.packed import PackedModel, load_model
 from medquant.errors import InputError, UsageError
+from medquant.evaluate.blocks import shown_at_once
 from medquant.evaluate.evaluation import SCHEMA, baseline_document, evaluate_cases, scores_document, select_cases
 from medquant.evaluate.ledger import weigh_program
 from medquant.evaluate.predictors import ProgramPredictor
 from medquant.evaluate.process_memory import measure_process_peak
+from medquant.evaluate.regions import region_from_json
 from medquant.train.finish import score_session
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RunFolder, newest_run, stored_config
 from medquant.train.start import RUNS, open_session
 
 PARTS = ("train", "validation", "test")
+
+_MOST_GROWTH = 64
+_ALWAYS_ALLOWED_VOXELS = 2**22
 
 
 @dataclass(frozen=True)
@@ -79,13 +87,14 @@ def _rescore_model(path: Path, request: EvalRequest, reporter: Reporter) -> dict
     reporter.message(dataset.recognised)
     part, cases = _model_cases(packed, dataset, request.part, reporter)
     meta = packed.metadata
-    normalisation = Normalisation.from_json(meta.normalisation)
+    if len(dataset.info.channels) != len(meta.channels):
+        raise InputError(f"{path}: takes {len(meta.channels)} channels, the data have {len(dataset.info.channels)}; give data with as many")
     predictor = ProgramPredictor(packed.program, meta.size_multiple, request.engine)
     if dict(dataset.info.classes) != dict(meta.classes):
         raise InputError(f"{path}: finds {dict(meta.classes)}, the data hold {dict(dataset.info.classes)}; give data with these classes")
-    evaluation = evaluate_cases(cases, dataset.info, predictor, normalisation)
-    rows, columns, _ = cases[0].image.shape
-    shape = (1, 1, rows + -rows % meta.size_multiple, columns + -columns % meta.size_multiple)
+    prepared = _prepared(packed, cases)
+    evaluation = evaluate_cases(prepared, dataset.info, predictor, keep_masks=())
+    shape = (1, len(meta.channels), *shown_at_once(prepared[0].window.shape, meta.size_multiple, predictor.dimensions))
     bits = stored_config(meta.config, path).quant
     ledger = replace(
         weigh_program(packed.program, meta.float_parameters, bits.wbits, shape),
@@ -105,11 +114,39 @@ def _rescore_model(path: Path, request: EvalRequest, reporter: Reporter) -> dict
     }
 
 
+def _prepared(packed: PackedModel, cases: Sequence[Case]) -> list[PreparedCase]:
+    """The cases as the model takes them."""
+    coarse = None
+    if packed.coarse is not None:
+        found = ProgramPredictor(packed.coarse.program, packed.coarse.metadata.size_multiple)
+        coarse = found, Preparation.from_json(packed.coarse.metadata.preparation)
+    region = region_from_json(packed.metadata.region, coarse)
+    preparation, cache = Preparation.from_json(packed.metadata.preparation), ArrayCache(ArrayCache.default_folder())
+    for rule in (preparation, *([] if coarse is None else [coarse[1]])):
+        _check_grids(rule, cases)
+    alone = [replace(case, raters=()) for case in cases]
+    return [region.place(case) for case in prepare_cases(alone, preparation, cache)]
+
+
+def _check_grids(preparation: Preparation, cases: Sequence[Case]) -> None:
+    """A model file may ask for pixels of any size; grids that would fill the memory are refused before they are made."""
+    for case in cases:
+        wanted, stored = math.prod(preparation.grid.grid(case.image).shape), math.prod(case.image.shape)
+        if wanted > max(_MOST_GROWTH * stored, _ALWAYS_ALLOWED_VOXELS):
+            raise InputError(
+                f"{case.source}: the model takes pixels of {preparation.grid.spacing_mm} mm, {wanted / stored:.3g} of them for each voxel of "
+                f"the scan, expected at most {_MOST_GROWTH}; give a model for such scans, or copy it again if it is damaged"
+            )
+
+
 def _model_data(packed: PackedModel, path: Path, request: EvalRequest) -> Dataset:
+    stored = stored_config(packed.metadata.config, path).data
     if request.data is not None:
-        return open_dataset(request.data)
+        # Raters joined by another rule would make other masks: the model's own data would count as other data, and the cases
+        # it was trained on would be scored among the rest.
+        return open_dataset(request.data, options=ReadOptions(stored.raters, ArrayCache(ArrayCache.default_folder())))
     if packed.metadata.dataset == "phantom":
-        return open_dataset(None, phantom_seed=stored_config(packed.metadata.config, path).data.phantom_seed)
+        return open_dataset(None, phantom_seed=stored.phantom_seed)
     raise UsageError(f"this model was trained on {packed.metadata.dataset}; say where the data to score are with --data")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
@@ -18,12 +18,19 @@ import medquant
 from medquant.config.mistakes import describe
 from medquant.config.schema import Config
 from medquant.data.atomic import write_atomically
+from medquant.data.bounded import read_bounded_json
+from medquant.data.content import volume_sha256
 from medquant.data.split import Split
 from medquant.data.volume import Dataset
 from medquant.errors import CheckpointError, UsageError
+from medquant.train.evaluation_check import evaluation_fault
 
 SCHEMA = 1
 RUN_NAME, EVAL_NAME, MODEL_NAME = "run.json", "eval.json", "model.mq"
+# Whatever the run opens for writing by its own name, not by a new file that then takes the name.
+_PARTS = ("last", "warm", "float", "best", "coarse", "pictures", "tensorboard", "metrics.jsonl")
+_MOST_THREADS = 4096
+_MOST_CHANNELS = 64
 _NOTED_PACKAGES = ("torch", "numpy", "monai", "scikit-image", "safetensors", "pydantic")
 
 
@@ -70,6 +77,11 @@ class RunFolder:
         return self.path / EVAL_NAME
 
     @property
+    def coarse(self) -> Path:
+        """Run folder of the coarse stage, where there is one."""
+        return self.path / "coarse"
+
+    @property
     def pictures(self) -> Path:
         """Folder of the pictures."""
         return self.path / "pictures"
@@ -110,18 +122,22 @@ class RunFolder:
         """Open an existing run.
 
         Raises:
-            CheckpointError: it is no run folder, or one of a newer version.
+            CheckpointError: it is no run folder, one of a newer version, or a part of it is a link that leads elsewhere.
         """
         file = path / RUN_NAME
         try:
-            document = json.loads(file.read_bytes())
+            document: Any = read_bounded_json(file)
             schema = int(document["schema"])
         except FileNotFoundError as error:
             raise CheckpointError(f"{path}: no run folder ({RUN_NAME} is missing); give the folder that medquant train wrote") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise CheckpointError(f"{file}: not readable as a run ({type(error).__name__}: {error}); restore it or train anew") from error
         if schema > SCHEMA:
             raise CheckpointError(f"{file}: schema {schema}, this medquant reads up to {SCHEMA}; upgrade medquant")
+        threads = document.get("threads")
+        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS):
+            raise CheckpointError(f"{file}: found no number of threads from 1 to {_MOST_THREADS}; restore it or train anew")
+        _refuse_links(path)
         return cls(path, document)
 
     @property
@@ -155,6 +171,21 @@ class RunFolder:
         return str(data.get("content_sha256", "")) if isinstance(data, Mapping) else ""
 
     @property
+    def channels(self) -> int:
+        """Number of channels of an image of the data.
+
+        Raises:
+            CheckpointError: more than any dataset has.
+        """
+        data = self.document.get("data")
+        channels = data.get("channels") if isinstance(data, Mapping) else None
+        if isinstance(channels, list) and len(channels) > _MOST_CHANNELS:
+            raise CheckpointError(
+                f"{self.path / RUN_NAME}: found {len(channels)} channels, expected at most {_MOST_CHANNELS}; restore it or train anew"
+            )
+        return len(channels) if isinstance(channels, list) and channels else 1
+
+    @property
     def classes(self) -> Mapping[str, str]:
         """Class number (as text) → name of the data the run was started with."""
         data = self.document.get("data")
@@ -171,13 +202,14 @@ class RunFolder:
             CheckpointError: the run is not finished, or the file is damaged.
         """
         try:
-            document = json.loads(self.eval.read_bytes())
+            document = read_bounded_json(self.eval)
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.path}: not finished ({EVAL_NAME} is missing); end it with medquant train --resume") from error
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.eval}: not readable ({error}); write it again with medquant train --resume") from error
-        if not isinstance(document, dict) or not {"dice", "memory", "bits", "data", "split", "metrics"} <= set(document):
-            raise CheckpointError(f"{self.eval}: not an evaluation; write it again with medquant train --resume")
+        fault = evaluation_fault(document)
+        if fault is not None or not isinstance(document, dict):
+            raise CheckpointError(f"{self.eval}: {fault}; write it again with medquant train --resume")
         return document
 
     def check_data(self, dataset: Dataset) -> None:
@@ -234,6 +266,9 @@ def start_document(config: Config, dataset: Dataset, split: Split, command: str)
             "content_sha256": dataset.content_sha256,
             "cases": len(dataset.cases),
             "classes": {str(number): name for number, name in dataset.info.classes.items()},
+            "channels": list(dataset.info.channels),
+            "image_sha256": {case.id: volume_sha256(case.image) for case in dataset.cases},
+            "mask_sha256": {case.id: volume_sha256(case.mask) for case in dataset.cases if case.mask is not None},
         },
         "split": split.to_json(),
         "seed": config.train.seed,
@@ -256,6 +291,18 @@ def stored_config(stored: object, place: Path) -> Config:
         mistakes = [message.strip() for _, message in describe(error)]
         more = f" and {len(mistakes) - 1} more" if len(mistakes) > 1 else ""
         raise CheckpointError(f"{place}: its configuration cannot be read ({mistakes[0]}{more}); restore it or train anew") from error
+
+
+def _refuse_links(path: Path) -> None:
+    """What a run writes and removes must be its own, so none of its parts may be a link to somewhere else.
+
+    Raises:
+        CheckpointError: one of them is.
+    """
+    home = path.resolve()
+    for part in _PARTS:
+        if (path / part).is_symlink() and not (path / part).resolve().is_relative_to(home):
+            raise CheckpointError(f"{path}: {part} is a link that leads out of the run folder; put the folder itself there")
 
 
 def newest_run(folder: Path) -> Path | None:

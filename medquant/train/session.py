@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -18,14 +19,20 @@ from torch import nn
 from medquant.config.bits import parse_rule
 from medquant.config.schema import Config
 from medquant.data.augment import Augmenter
+from medquant.data.ct_window import foreground_window, is_ct
 from medquant.data.normalise import Normalisation
 from medquant.data.patches import PatchDataset
+from medquant.data.prepared import Preparation, PreparedCase, prepare_cases
+from medquant.data.prepared_grid import GridRule, choose_slice_axis
 from medquant.data.split import Split
-from medquant.data.volume import Dataset
+from medquant.data.stored import ArrayCache
+from medquant.data.volume import Dataset, Volume
 from medquant.deploy.engines import get_engine
+from medquant.deploy.packed import load_model as load_packed
 from medquant.errors import CheckpointError, ConfigError
 from medquant.evaluate.evaluation import mean_dice, select_cases
-from medquant.evaluate.predictors import FloatPredictor
+from medquant.evaluate.predictors import FloatPredictor, ProgramPredictor
+from medquant.evaluate.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
 from medquant.models import build_model
 from medquant.quant.capture import capture
 from medquant.quant.fold import simplify
@@ -56,20 +63,18 @@ def outputs_for(classes: int) -> int:
     return 1 if classes == 2 else classes
 
 
-def build_network(config: Config, outputs: int) -> nn.Module:
-    """The float network of a configuration.
+def build_network(config: Config, inputs: int, outputs: int) -> nn.Module:
+    """The float network of a configuration, for images of ``inputs`` channels.
 
     Raises:
-        ConfigError: an unknown network name, or a network that does not take slices.
+        ConfigError: an unknown network name.
     """
     model = config.model
-    if model.dimensions != 2:
-        raise ConfigError(f"model.dimensions {model.dimensions}: data reach the network slice by slice, which needs 2; set it to 2")
     options = model.model_dump(exclude={"name"})
-    return build_model(model.name, in_channels=1, out_channels=outputs, **options)
+    return build_model(model.name, in_channels=inputs, out_channels=outputs, **options)
 
 
-def plan_network(config: Config, network: nn.Module) -> tuple[Graph, QuantPlan]:
+def plan_network(config: Config, network: nn.Module, inputs: int) -> tuple[Graph, QuantPlan]:
     """The simplified graph of a float network and the bits of its layers.
 
     Raises:
@@ -78,7 +83,7 @@ def plan_network(config: Config, network: nn.Module) -> tuple[Graph, QuantPlan]:
     """
     parameter = next(network.parameters())
     side = 2**config.model.depth
-    example = torch.zeros((2, 1, *[side] * config.model.dimensions), device=parameter.device)
+    example = torch.zeros((2, inputs, *[side] * config.model.dimensions), device=parameter.device)
     graph = simplify(capture(network, example))
     quant = config.quant
     rules = [parse_rule(text) for text in quant.layer_bits]
@@ -114,22 +119,74 @@ class TrainingSession:
         noted = run.document.get("threads")
         self.threads = make_repeatable(config.train.seed, config.train.threads or (noted if isinstance(noted, int) else None))
         self.device = choose_device(config.train.device)
-        self.normalisation = self._make_normalisation()
+        self.cache = configured_cache(config)
+        self.preparation = Preparation(self._make_normalisation(), self._grid_rule())
         self.warm_epochs = round(config.train.epochs * config.train.warm_fraction)
-        self.network = self._place(build_network(config, outputs_for(len(dataset.info.classes))))
+        self.network = self._place(build_network(config, self.inputs, outputs_for(len(dataset.info.classes))))
         self.size_multiple = 2 ** (config.model.depth - 1)
-        graph, self.plan = plan_network(config, self.network)
+        graph, self.plan = plan_network(config, self.network, self.inputs)
         QuantNetwork(graph, self.plan, self.method)  # bits that do not go together are refused now, not after the warm start
         self._check_epochs()
 
     # --- preparation ----------------------------------------------------------------------------------------------
 
+    @property
+    def inputs(self) -> int:
+        """Channels of an image."""
+        return len(self.dataset.info.channels)
+
+    @property
+    def dimensions(self) -> int:
+        """2 where the network takes slices, 3 where it takes volumes."""
+        return self.config.model.dimensions
+
     def _make_normalisation(self) -> Normalisation:
-        kind = self.config.data.normalisation
-        if kind != "range":
-            return Normalisation(kind)
-        arrays = [case.image.array for case in select_cases(self.dataset, self.split.train)]
-        return Normalisation(kind, float(min(array.min() for array in arrays)), float(max(array.max() for array in arrays)))
+        data = self.config.data
+        if data.normalisation != "range":
+            return Normalisation(data.normalisation)
+        if data.window is not None:
+            return Normalisation("range", *data.window)
+        if is_ct(self.dataset.info):
+            return Normalisation("range", *foreground_window(select_cases(self.dataset, self.split.train), self.cache))
+        ends = [(float(array.min()), float(array.max())) for array in (volume.array for volume in self._training_images())]
+        return Normalisation("range", min(low for low, _ in ends), max(high for _, high in ends))
+
+    def _grid_rule(self) -> GridRule:
+        data = self.config.data
+        axis = choose_slice_axis(self._training_images()) if data.slice_axis == "auto" else data.slice_axis
+        return GridRule(axis, data.spacing_mm)
+
+    def _training_images(self) -> list[Volume]:
+        return [volume for case in select_cases(self.dataset, self.split.train) for volume in case.channels]
+
+    def prepared(self, part: str, for_training: bool = False) -> list[PreparedCase]:
+        """The cases of a part on the network's grid, cut to their regions.
+
+        Args:
+            part: ``train``, ``validation`` or ``test``; an empty part gives an empty list.
+            for_training: with each rater's mask, not the one that is scored.
+        """
+        ids = self.split.parts()[part]
+        cases = select_cases(self.dataset, ids) if ids else []
+        if not for_training:
+            cases = [replace(case, raters=()) for case in cases]
+        return [self.region.place(case) for case in prepare_cases(cases, self.preparation, self.cache)]
+
+    @cached_property
+    def region(self) -> RegionFinder:
+        """What the network sees of a case.
+
+        Raises:
+            CheckpointError: the coarse network of the run is missing.
+        """
+        data = self.config.data
+        if data.region == "coarse":
+            file = self.run_folder.coarse / self.run_folder.model.name
+            packed = load_packed(file)
+            predictor = ProgramPredictor(packed.program, packed.metadata.size_multiple)
+            preparation = Preparation.from_json(packed.metadata.preparation)
+            return CoarseRegion(predictor, preparation, data.region_margin_mm, data.patch_size)
+        return TruthCentredRegion(data.patch_size) if data.region == "paper_truth_centred" else WholeRegion()
 
     def _check_epochs(self) -> None:
         if self.warm_epochs == self.config.train.epochs:
@@ -147,18 +204,21 @@ class TrainingSession:
     def _patches(self) -> PatchDataset:
         data, train = self.config.data, self.config.train
         augmenter = Augmenter(data.augmentation, data.patch_size)
-        cases = select_cases(self.dataset, self.split.train)
-        return PatchDataset(cases, self.normalisation, data.patch_size, augmenter, train.steps_per_epoch * data.batch_size, train.seed)
+        cases = self.prepared("train", for_training=True)
+        depth = data.patch_slices if self.dimensions == 3 else None
+        return PatchDataset(cases, data.patch_size, augmenter, train.steps_per_epoch * data.batch_size, train.seed, depth)
 
     @cached_property
     def around(self) -> Surroundings:
         """What the stages share; made when training starts, because it opens the run's records for writing."""
-        validation = select_cases(self.dataset, self.split.validation)
+        watched, most = self.prepared("validation"), self.config.train.validation_slices
 
         def validate(network: nn.Module) -> Mapping[str, float]:
-            return mean_dice(validation, self.dataset.info, FloatPredictor(network, self.size_multiple), self.normalisation)
+            return (
+                mean_dice(watched, self.dataset.info, FloatPredictor(network, self.size_multiple, self.dimensions), most) if watched else {}
+            )
 
-        batches = EpochBatches(self._patches(), self.config.data, self.device, self.config.train.channels_last)
+        batches = EpochBatches(self._patches(), self.config.data, self.device, self.config.train.channels_last and self.dimensions == 2)
         return Surroundings(
             config=self.config.train,
             batches=batches,
@@ -188,6 +248,11 @@ class TrainingSession:
             InterruptedRunError: stopped on request, saved.
             CheckpointError: the disk is full, or a checkpoint is damaged.
         """
+        if self.config.data.region == "coarse":
+            # Imported here: the coarse stage is itself a session.
+            from medquant.train.coarse import train_coarse
+
+            train_coarse(self)
         self.run_folder.note(device=str(self.device), threads=self.threads, bfloat16=self.around.bfloat16)
         try:
             finished = self._stages_before()
@@ -272,7 +337,7 @@ class TrainingSession:
     def quantized_network(self) -> QuantNetwork:
         """The quantized network over the warm start's weights, batch norm folded, not yet calibrated."""
         load_model(load_checkpoint(self.run_folder.warm), self.network)
-        graph, plan = plan_network(self.config, self.network)
+        graph, plan = plan_network(self.config, self.network, self.inputs)
         return self._place(QuantNetwork(graph, plan, self.method))
 
     def _calibrate(self, network: QuantNetwork) -> None:
@@ -286,6 +351,12 @@ class TrainingSession:
         reestimate_batch_norm(network, (images for images, _ in self.around.batches.epoch(_BATCH_NORM_EPOCH, 0, steps)))
 
 
+def configured_cache(config: Config) -> ArrayCache:
+    """Where decoded and resampled arrays go."""
+    named = config.data.cache
+    return ArrayCache(None if named == "off" else ArrayCache.default_folder() if named is None else Path(named))
+
+
 def _weights_of(network: nn.Module) -> Checkpoint:
     return Checkpoint({f"model/{name}": tensor for name, tensor in network.state_dict().items()}, {})
 
@@ -294,7 +365,7 @@ def _recipe(config: Config) -> dict[str, object]:
     """What must agree for two runs to share a float network: everything but bits, places and what is scored."""
     dumped = config.model_dump(mode="json")
     train = {key: value for key, value in dumped["train"].items() if key not in ("twin_from", "float_twin")}
-    data = {key: value for key, value in dumped["data"].items() if key not in ("path", "workers")}
+    data = {key: value for key, value in dumped["data"].items() if key not in ("path", "workers", "cache")}
     return {
         f"{name}.{key}": value
         for name, section in (("train", train), ("data", data), ("model", dumped["model"]))

@@ -161,7 +161,8 @@ class StageRunner:
         }
         self.progress.epoch += 1
         self.progress.step, self.progress.loss_sum = 0, 0.0
-        if mean > self.progress.best_score or self.around.config.select == "last":
+        # Without anything to watch, the latest network is the one to keep.
+        if not scores or mean > self.progress.best_score or self.around.config.select == "last":
             self.progress.best_score, self.progress.best_epoch = mean, self.progress.epoch - 1
             if self.plan.best_folder is not None:
                 save_checkpoint(self.plan.best_folder, self._model_checkpoint())

@@ -10,12 +10,13 @@ from pathlib import Path
 from medquant.config.load import load_config
 from medquant.config.schema import Config
 from medquant.data.opening import open_dataset
-from medquant.data.split import check_no_leak, make_split
+from medquant.data.reading import ReadOptions
+from medquant.data.split import SplitRule, check_no_leak, make_split
 from medquant.data.volume import Dataset
 from medquant.errors import InputError, UsageError
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RunFolder, newest_run, start_document
-from medquant.train.session import TrainingSession
+from medquant.train.session import TrainingSession, configured_cache
 
 RUNS = Path("runs")
 """Where new runs go, below the current folder."""
@@ -60,7 +61,8 @@ def resolve_config(request: TrainRequest) -> tuple[Config, Dataset]:
 def open_configured(config: Config, path: str | None = None) -> Dataset:
     """Open the dataset a configuration names, or the one at ``path``."""
     chosen = path if path is not None else config.data.path
-    return open_dataset(None if chosen is None else Path(chosen), config.data.dataset, config.data.phantom_seed)
+    options = ReadOptions(config.data.raters, configured_cache(config))
+    return open_dataset(None if chosen is None else Path(chosen), config.data.dataset, config.data.phantom_seed, options)
 
 
 def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Callable[[], bool]) -> TrainingSession:
@@ -76,7 +78,8 @@ def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Ca
         return resume_training(request, reporter, stop_requested)
     config, dataset = resolve_config(request)
     reporter.message(dataset.recognised)
-    split = make_split(dataset, _SPLIT_SEED)
+    data = config.data
+    split = make_split(dataset, SplitRule(_SPLIT_SEED, data.test_site, data.fold, data.folds))
     reporter.message(f"split: {split.rule}")
     folder = request.out or _new_folder(config, dataset)
     RunFolder.check_free(folder)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from medquant.errors import CheckpointError
 from medquant.train.checkpoint import Checkpoint
 
 
+_OPTIMIZER_KEY = re.compile(r"optimizer/(?P<index>[0-9]{1,6})/(?P<name>[a-z_]+)")
+
+
 @dataclass
 class Progress:
-    """Where a run stands.
+    """Where a run stands; read back, unknown fields are refused.
 
     Args:
         stage: name of the stage under way.
@@ -24,6 +30,8 @@ class Progress:
         best_score: the best validation score of the stage so far.
         best_epoch: the epoch it was reached in.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     stage: str
     epoch: int = 0
@@ -36,6 +44,9 @@ class Progress:
     def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
         return dict(vars(self))
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 def pack_state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Checkpoint:
@@ -60,7 +71,10 @@ def unpack_state(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.opti
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in checkpoint.tensors.items():
         if key.startswith("optimizer/"):
-            _, index, name = key.split("/")
+            match = _OPTIMIZER_KEY.fullmatch(key)
+            if match is None:
+                raise CheckpointError("checkpoint holds optimiser state under an unknown name; it was not written by a training run")
+            index, name = match["index"], match["name"]
             if int(index) >= len(parameters):
                 raise CheckpointError(f"checkpoint holds optimiser state for parameter {index}, the network has {len(parameters)}")
             parameter = parameters[int(index)]
@@ -85,9 +99,9 @@ def progress_of(checkpoint: Checkpoint) -> Progress:
     if not isinstance(stored, Mapping):
         raise CheckpointError("checkpoint without progress; it was not written by a training run")
     try:
-        return Progress(**stored)
-    except TypeError as error:
-        raise CheckpointError(f"checkpoint with unknown progress fields {sorted(stored)}; it is of another version") from error
+        return _PROGRESS.validate_python(dict(stored))
+    except ValidationError as error:
+        raise CheckpointError(f"checkpoint with unreadable progress ({error.error_count()} fields); it is of another version") from error
 
 
 def load_model(checkpoint: Checkpoint, model: nn.Module) -> None:

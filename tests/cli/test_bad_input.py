@@ -166,7 +166,11 @@ OPTIONS: list[tuple[list[str], int, tuple[str, ...]]] = [
     (["--seed", "-1"], CONFIG, ("train.seed must be at least 0", "-1")),
     (["--epochs", "0"], CONFIG, ("train.epochs must be at least 1", "0")),
     (["--config", "nowhere.yaml"], CONFIG, ("nowhere.yaml",)),
-    (["-o", "model.dimensions=3"], CONFIG, ("model.dimensions", "2")),
+    (["-o", "model.dimensions=4"], CONFIG, ("model.dimensions", "2 or 3")),
+    (["-o", "model.dimensions=3", "-o", "data.patch_slices=6"], CONFIG, ("data.patch_slices", "multiple of 4")),
+    (["-o", "data.fold=1", "-o", "data.test_site=site1"], CONFIG, ("data.fold", "data.test_site", "leave one out")),
+    (["-o", "data.window=[0,1]"], CONFIG, ("data.window", "normalisation range", "zscore_slice")),
+    (["-o", "data.test_site=site9"], INPUT, ("test_site", "site9", "site1")),
 ]
 
 

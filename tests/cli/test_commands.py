@@ -34,7 +34,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_lists_every_command() -> None:
     result = typed("--help")
     assert result.exit_code == 0
-    assert COMMANDS == ["train", "eval", "plan", "report", "info", "doctor", "inspect"]
+    assert COMMANDS == ["train", "eval", "plan", "report", "info", "doctor", "inspect", "prepare"]
     assert all(f" {name} " in result.stdout for name in COMMANDS)
 
 
@@ -66,6 +66,7 @@ def _arguments(name: str, run: Path) -> list[object]:
         "info": [],
         "doctor": [],
         "inspect": [em / "train-volume.tif"],
+        "prepare": ["isbi-em", em, "prepared"],
         "train": ["--data", em, "--out", "run", *SMALL_OPTIONS, "-o", "train.float_twin=false"],
     }[name]
 

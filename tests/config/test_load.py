@@ -46,7 +46,7 @@ def test_later_layers_win(file: Path) -> None:
     assert (config.train.epochs, config.model.depth) == (3, 3)  # file
     assert config.train.lr == 0.004  # -o
     assert config.model.channels == 50  # named option
-    assert config.data.workers == 0  # default
+    assert config.data.workers is None  # default
 
 
 def test_the_last_of_two_overrides_counts_and_an_option_not_given_changes_nothing() -> None:

@@ -25,7 +25,7 @@ def _window(augmenter: Augmenter) -> tuple[int, int]:
     return tuple(side + 2 * margin for side, margin in zip(augmenter.patch_size, augmenter.margin, strict=True))  # type: ignore[return-value]
 
 
-@pytest.fixture(scope="module", params=["em", "mr"])
+@pytest.fixture(scope="module", params=["em", "mr", "mr_sites"])
 def augmenter(request: pytest.FixtureRequest) -> Augmenter:
     return Augmenter(request.param, (96, 96))
 
@@ -166,7 +166,24 @@ def test_margin_keeps_reflections_out(kind: str, size: tuple[int, int]) -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ConfigError, match="unknown augmentation 'ct'"):
-        Augmenter("ct", (32, 32))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="unknown augmentation 'xray'"):
+        Augmenter("xray", (32, 32))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="patch_size"):
         Augmenter("none", (0, 32))
+
+
+def test_ct_is_never_mirrored_and_channels_move_alike() -> None:
+    # A ramp along each axis, as two channels: after small rotations both still rise in the same direction.
+    augmenter = Augmenter("ct", (48, 48))
+    rows, columns = _window(augmenter)
+    down, across = np.meshgrid(np.linspace(0, 1, rows), np.linspace(0, 1, columns), indexing="ij")
+    image = np.stack([down, across]).astype(np.float32)
+    label = np.stack([down > 0.5, across > 0.5, down > 0.5]).astype(np.uint8)
+    for seed in range(20):
+        moved, labels = augmenter(image, label, seed)
+        assert moved[0, -8:].mean() > moved[0, :8].mean() + 0.2
+        assert moved[1, :, -8:].mean() > moved[1, :, :8].mean() + 0.2
+        # The third label is a copy of the first and got the same field, as every channel does.
+        np.testing.assert_array_equal(labels[0], labels[2])
+        assert moved.shape == (2, 48, 48)
+        assert labels.shape == (3, 48, 48)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from medquant.data.inspection import inspect_path
 from medquant.data.nifti_check import read_nifti_fully
+from medquant.data.prepare.phantoms import PhantomRequest, prepare_phantom
 from medquant.errors import InputError
 
 AFFINE = np.array([[-0.5, 0, 0, 10], [0, 0.5, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]], dtype=float)
@@ -104,7 +106,7 @@ def test_odd_nifti(tmp_path: Path) -> None:
     values[0, 0, 0], values[1, 1, 1] = np.nan, 4.0
     _write_nifti(path, values)
     report = _inspect(path)
-    assert "1 NaN or Inf" in str(report["refused"])
+    assert "1 NaN of 27 voxels" in str(report["refused"])
     assert report["maximum"] == 4.0
     path.write_bytes(b"x" * 400)
     assert "no NIfTI header" in str(_inspect(path)["refused"])
@@ -146,7 +148,8 @@ def test_folders_and_dicom(tmp_path: Path) -> None:
     for path, kind in ((tmp_path / "series", "DICOM folder"), (tmp_path / "series" / "IM1", "DICOM file")):
         report = _inspect(path)
         assert report["kind"] == kind
-        assert "recognised but not read yet" in str(report["refused"])
+        # A preamble and 20 zeros: the header behind it tells nothing.
+        assert "names no transfer syntax" in str(report["refused"])
     assert "no known dataset" in str(_inspect(tmp_path)["refused"])
 
 
@@ -203,5 +206,41 @@ def test_real_spinal_and_dicom(shared_data: Path) -> None:
     assert report["shape"] == [40, 40, 5]
     assert report["labels"] == {"0": 8000 - 99 - 422, "1": 99, "2": 422}
     assert report["orientation"] == "LAS"
-    assert _inspect(shared_data / "odd_inputs" / "dicom" / "CT_small.dcm")["kind"] == "DICOM file"
-    assert _inspect(shared_data / "pancreas_ct" / "totalseg_dicom" / "CT")["kind"] == "DICOM folder"
+
+
+def test_real_dicom_against_pydicom(shared_data: Path) -> None:
+    path = shared_data / "odd_inputs" / "dicom" / "CT_small.dcm"
+    header = pydicom.dcmread(path)
+    report = _inspect(path)
+    assert (report["kind"], report["modality"], report["slices"]) == ("DICOM file", "CT", 1)
+    assert report["shape"] == [header.Columns, header.Rows, 1]
+    values = header.pixel_array * float(header.RescaleSlope) + float(header.RescaleIntercept)
+    assert (report["minimum"], report["maximum"]) == (values.min(), values.max())
+    assert str(header.PatientID) not in json.dumps({**report, "path": ""})
+    # The data's README: 20 slices of 512×512, 0.9766 mm, slices 2 mm apart although their thickness is 3.
+    report = _inspect(shared_data / "pancreas_ct" / "totalseg_dicom" / "CT")
+    assert (report["kind"], report["modality"], report["shape"], report["orientation"]) == ("DICOM folder", "CT", [512, 512, 20], "LPS")
+    assert report["spacing_mm"] == [0.976562, 0.976562, 2.0]
+    assert "refused" not in report
+    report = _inspect(shared_data / "odd_inputs" / "dicom" / "tiny_ct_series")
+    assert "missing between them" in str(report["refused"])
+    assert "RT Dose" in str(_inspect(shared_data / "odd_inputs" / "dicom" / "rtdose.dcm")["refused"])
+
+
+def test_real_dataset_folders(shared_data: Path) -> None:
+    # Counts from the data's README.
+    for folder, name, cases in (("pancreas_ct/Pancreas-CT", "pancreas_ct", 2), ("spinal_gm", "spinal_gm", 5)):
+        report = _inspect(shared_data / folder)
+        found = report["dataset"]
+        assert isinstance(found, dict)
+        assert (report["kind"], found["name"], found["labelled_cases"]) == ("dataset folder", name, cases)
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "msd"])
+def test_prepared_folders_are_recognised(tmp_path: Path, layout: str) -> None:
+    request = PhantomRequest("isbi_em", layout="nnunet" if layout == "nnunet" else "msd", size=32, slices=3)
+    prepare_phantom(request, tmp_path / "out", lambda what: None)
+    report = _inspect(tmp_path / "out")
+    found = report["dataset"]
+    assert isinstance(found, dict)
+    assert (report["kind"], found["cases"], found["shapes"]) == ("dataset folder", 3, [(32, 32, 1)])

@@ -22,7 +22,7 @@ def test_no_folder_gives_the_phantom() -> None:
 
 
 def test_names() -> None:
-    assert dataset_names() == ("phantom", "isbi_em")
+    assert dataset_names() == ("phantom", "isbi_em", "pancreas_ct", "spinal_gm", "folder")
     with pytest.raises(UsageError, match="unknown dataset 'isbi-em' \\(did you mean 'isbi_em'"):
         open_dataset(None, "isbi-em")
     with pytest.raises(UsageError, match="isbi_em needs its folder"):
@@ -58,8 +58,8 @@ def test_named_dataset_says_what_it_misses(tmp_path: Path) -> None:
 def test_ambiguous_and_caseless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scan.tif").touch()
     phantom = open_dataset(None)
-    first = DatasetReader("first", "a.tif", lambda _: "it holds tif", lambda _: replace(phantom, cases=()))
-    second = DatasetReader("second", "b.tif", lambda _: "it may", lambda _: phantom)
+    first = DatasetReader("first", "a.tif", lambda _: "it holds tif", lambda _path, _options: replace(phantom, cases=()))
+    second = DatasetReader("second", "b.tif", lambda _: "it may", lambda _path, _options: phantom)
     monkeypatch.setattr(opening, "DATASETS", (first, second))
     with pytest.raises(InputError, match="more than one dataset: first, as it holds tif; second, as it may"):
         open_dataset(tmp_path)

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 from medquant.data.augment import Augmenter
 from medquant.data.datasets.phantom import make_phantom
 from medquant.data.normalise import Normalisation
-from medquant.data.patches import PatchDataset, cut_window, whole_slices
+from medquant.data.patches import PatchDataset, cut_window
+from medquant.data.prepared import Preparation, PreparedCase, prepare_case
+from medquant.data.stored import ArrayCache
 from medquant.data.volume import Case, Volume
 from medquant.errors import ConfigError, InputError
 
@@ -30,16 +32,24 @@ def _case(values: list[int], size: tuple[int, int] = (40, 30), foreground: tuple
     return Case("c", "c", "", Volume(image, np.eye(4)), Volume(mask, np.eye(4)), "made")
 
 
+def _prepared(case: Case, normalisation: Normalisation = IDENTITY) -> PreparedCase:
+    return prepare_case(case, Preparation(normalisation), ArrayCache(None))
+
+
+def _phantom(sites: int = 1, slices: int = 2) -> list[PreparedCase]:
+    return [_prepared(case, ZSCORE) for case in make_phantom(subjects_per_site=1, sites=sites, slices=slices).cases]
+
+
 def _plain(case: Case, samples: int, size: tuple[int, int] = (16, 16), seed: int = 0) -> PatchDataset:
-    return PatchDataset([case], IDENTITY, size, Augmenter("none", size), samples, seed)
+    return PatchDataset([_prepared(case)], size, Augmenter("none", size), samples, seed)
 
 
-def _values(dataset: PatchDataset) -> list[int]:
-    return [round(float(dataset[n][0].mean()) * 1000) for n in range(len(dataset))]
+def _values(dataset: PatchDataset, epoch: int = 0) -> list[int]:
+    return [round(float(dataset[epoch, n][0].mean()) * 1000) for n in range(len(dataset))]
 
 
 def test_types_and_shapes() -> None:
-    image, label = _plain(_case([1, 2]), 4, (16, 24))[0]
+    image, label = _plain(_case([1, 2]), 4, (16, 24))[0, 0]
     assert (image.shape, image.dtype) == (torch.Size([1, 16, 24]), torch.float32)
     assert (label.shape, label.dtype) == (torch.Size([16, 24]), torch.int64)
 
@@ -57,15 +67,14 @@ def test_passes_go_on_over_epochs() -> None:
     dataset = _plain(_case(list(range(10, 17))), 5)
     seen: Counter[int] = Counter()
     for epoch in range(7):
-        dataset.set_epoch(epoch)
-        seen.update(_values(dataset))
+        seen.update(_values(dataset, epoch))
     assert set(seen.values()) == {5}
 
 
 def test_half_of_the_patches_hold_foreground() -> None:
     # A single foreground pixel in 40×30, patches of 16×16: a random cut would rarely find it. Two of six slices have none at all.
     dataset = _plain(_case([1, 2, 3, 4, 5, 6], foreground=(0, 1, 2, 5)), 60)
-    holds = [bool(dataset[n][1].any()) for n in range(60)]
+    holds = [bool(dataset[0, n][1].any()) for n in range(60)]
     assert all(holds[::2])
     assert not all(holds)
     assert set(_values(dataset)) == {1, 2, 3, 4, 5, 6}
@@ -74,50 +83,86 @@ def test_half_of_the_patches_hold_foreground() -> None:
 @pytest.mark.parametrize("kind", ["em", "mr"])
 def test_foreground_survives_augmentation(kind: str) -> None:
     size = (16, 16)
-    dataset = PatchDataset([_case([1, 2, 3])], IDENTITY, size, Augmenter(kind, size), 40, 0)  # type: ignore[arg-type]
-    assert all(bool(dataset[n][1].any()) for n in range(0, 40, 2))
+    dataset = PatchDataset([_prepared(_case([1, 2, 3]))], size, Augmenter(kind, size), 40, 0)  # type: ignore[arg-type]
+    assert all(bool(dataset[0, n][1].any()) for n in range(0, 40, 2))
 
 
 def test_no_foreground_anywhere_is_no_trouble() -> None:
-    assert not any(bool(label.any()) for _, label in (_plain(_case([1, 2], foreground=()), 6)[n] for n in range(6)))
+    assert not any(bool(label.any()) for _, label in (_plain(_case([1, 2], foreground=()), 6)[0, n] for n in range(6)))
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index() -> None:
-    cases = make_phantom(subjects_per_site=1, sites=2, slices=2).cases
+    cases = _phantom(sites=2)
     augmenter = Augmenter("mr", (48, 48))
-    first = PatchDataset(cases, ZSCORE, (48, 48), augmenter, 12, seed=4)
-    again = PatchDataset(cases, ZSCORE, (48, 48), Augmenter("mr", (48, 48)), 12, seed=4)
-    first.set_epoch(3)
-    wanted = [first[n] for n in range(12)]
+    first = PatchDataset(cases, (48, 48), augmenter, 12, seed=4)
+    again = PatchDataset(cases, (48, 48), Augmenter("mr", (48, 48)), 12, seed=4)
+    wanted = [first[3, n] for n in range(12)]
     # A resumed run starts at epoch 3, and may ask in another order.
-    again.set_epoch(3)
     for n in (7, 0, 11, 3, 7):
-        assert torch.equal(again[n][0], wanted[n][0])
-        assert torch.equal(again[n][1], wanted[n][1])
-    first.set_epoch(2)
-    assert not torch.equal(first[0][0], wanted[0][0])
-    other = PatchDataset(cases, ZSCORE, (48, 48), augmenter, 12, seed=5)
-    other.set_epoch(3)
-    assert not torch.equal(other[0][0], wanted[0][0])
+        assert torch.equal(again[3, n][0], wanted[n][0])
+        assert torch.equal(again[3, n][1], wanted[n][1])
+    assert not torch.equal(first[2, 0][0], wanted[0][0])
+    other = PatchDataset(cases, (48, 48), augmenter, 12, seed=5)
+    assert not torch.equal(other[3, 0][0], wanted[0][0])
 
 
 def test_each_epoch_and_index_cuts_anew() -> None:
     # One slice only, so that nothing but the cut and the augmentation can differ.
-    cases = make_phantom(subjects_per_site=1, sites=1, slices=1).cases
-    dataset = PatchDataset(cases, ZSCORE, (48, 48), Augmenter("mr", (48, 48)), 4, seed=0)
-    seen = set()
-    for epoch in range(3):
-        dataset.set_epoch(epoch)
-        seen.update(dataset[n][0].numpy().tobytes() for n in range(4))
-    assert len(seen) == 12
+    dataset = PatchDataset(_phantom(slices=1), (48, 48), Augmenter("mr", (48, 48)), 4, seed=0)
+    assert len({dataset[epoch, n][0].numpy().tobytes() for epoch in range(3) for n in range(4)}) == 12
 
 
 def test_workers_do_not_matter() -> None:
-    cases = make_phantom(subjects_per_site=1, sites=1, slices=2).cases
-    dataset = PatchDataset(cases, ZSCORE, (48, 48), Augmenter("mr", (48, 48)), 8, seed=0)
-    alone = [batch for batch, _ in DataLoader(dataset, batch_size=4)]
-    shared = [batch for batch, _ in DataLoader(dataset, batch_size=4, num_workers=2)]
+    dataset = PatchDataset(_phantom(), (48, 48), Augmenter("mr", (48, 48)), 8, seed=0)
+    order = [[(epoch, n) for n in range(first, first + 4)] for epoch in (0, 1) for first in (0, 4)]
+    alone = [batch for batch, _ in DataLoader(dataset, batch_sampler=order)]
+    shared = [batch for batch, _ in DataLoader(dataset, batch_sampler=order, num_workers=2)]
+    assert len(alone) == 4
     assert all(torch.equal(one, two) for one, two in zip(alone, shared, strict=True))
+
+
+def test_what_is_kept_in_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = _phantom(sites=2, slices=3)
+    kept = PatchDataset(cases, (48, 48), Augmenter("none", (48, 48)), 12, seed=0)
+    wanted = [kept[0, n][0] for n in range(12)]
+    # Room for one slice of 96×96 float32, and for none.
+    for room in (96 * 96 * 4, 0):
+        monkeypatch.setattr("medquant.data.patches._KEPT_BYTES", room)
+        forgetful = PatchDataset(cases, (48, 48), Augmenter("none", (48, 48)), 12, seed=0)
+        assert all(torch.equal(forgetful[0, n][0], wanted[n]) for n in range(12))
+        assert len(forgetful._kept) <= 1
+
+
+def test_every_channel_is_cut_at_the_same_place() -> None:
+    image = np.arange(1200, dtype=np.float32).reshape(40, 30, 1) / 2
+    case = replace(_case([1]), image=Volume(image, np.eye(4)), further_channels=(Volume(image + 100, np.eye(4)),))
+    patch, _ = _plain(case, 2)[0, 1]
+    assert patch.shape == (2, 16, 16)
+    np.testing.assert_allclose((patch[1] - patch[0]) * 1000, 100, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["none", "mr"])
+def test_patches_of_several_slices_hold_neighbours(kind: str) -> None:
+    # Slice k holds k + 10 all over: a patch of 4 of 7 slices holds 4 neighbours, the one whose turn it is among them.
+    size = (16, 16)
+    augmenter = Augmenter("none", size) if kind == "none" else Augmenter("mr", size)
+    dataset = PatchDataset([_prepared(_case(list(range(10, 17))))], size, augmenter, 14, 0, depth=4)
+    plain = PatchDataset([_prepared(_case(list(range(10, 17))))], size, Augmenter("none", size), 14, 0)
+    for n in range(14):
+        image, label = dataset[0, n]
+        assert (image.shape, label.shape) == ((1, 16, 16, 4), (16, 16, 4))
+        if kind == "none":
+            found = [round(float(image[0, :, :, k].mean()) * 1000) for k in range(4)]
+            assert found == list(range(found[0], found[0] + 4))
+            assert round(float(plain[0, n][0].mean()) * 1000) in found
+
+
+def test_fewer_slices_than_the_patch_are_reflected() -> None:
+    dataset = PatchDataset([_prepared(_case([10, 11, 12]))], (16, 16), Augmenter("none", (16, 16)), 3, 0, depth=6)
+    for n in range(3):
+        image, _ = dataset[0, n]
+        # np.pad(mode="reflect") of 10 11 12 by 1 and 2.
+        assert [round(float(image[0, :, :, k].mean()) * 1000) for k in range(6)] == [11, 10, 11, 12, 11, 10]
 
 
 def test_small_slices_are_reflected() -> None:
@@ -125,8 +170,8 @@ def test_small_slices_are_reflected() -> None:
     random = np.random.default_rng(0)
     image, mask = random.random((10, 7, 1)).astype(np.float32), random.integers(0, 3, (10, 7, 1)).astype(np.uint8)
     case = replace(case, image=Volume(image, np.eye(4)), mask=Volume(mask, np.eye(4)))
-    dataset = PatchDataset([case], Normalisation("range", 0.0, 1.0), (16, 16), Augmenter("none", (16, 16)), 2, 0)
-    for patch, label in (dataset[0], dataset[1]):
+    dataset = PatchDataset([_prepared(case, Normalisation("range", 0.0, 1.0))], (16, 16), Augmenter("none", (16, 16)), 2, 0)
+    for patch, label in (dataset[0, 0], dataset[0, 1]):
         np.testing.assert_array_equal(patch[0], np.pad(image[:, :, 0], ((3, 3), (4, 5)), mode="reflect"))
         np.testing.assert_array_equal(label, np.pad(mask[:, :, 0], ((3, 3), (4, 5)), mode="reflect"))
 
@@ -141,7 +186,7 @@ def test_cut_window_against_numpy() -> None:
 
 def test_patches_do_not_share_memory_with_the_slices() -> None:
     dataset = _plain(_case([5]), 2)
-    patch, _ = dataset[0]
+    patch, _ = dataset[0, 0]
     patch += 1
     assert _values(dataset) == [5, 5]
 
@@ -150,37 +195,23 @@ def test_random_cuts_reach_every_place() -> None:
     size = (20, 20)
     image = np.arange(400, dtype=np.float32).reshape(20, 20, 1) / 400
     case = Case("c", "c", "", Volume(image, np.eye(4)), Volume(np.ones((20, 20, 1), np.uint8), np.eye(4)), "made")
-    dataset = PatchDataset([case], Normalisation("range", 0.0, 1.0), (16, 16), Augmenter("none", (16, 16)), 400, 0)
-    starts = {divmod(round(float(dataset[n][0][0, 0, 0]) * 400), 20) for n in range(400)}
+    dataset = PatchDataset([_prepared(case, Normalisation("range", 0.0, 1.0))], (16, 16), Augmenter("none", (16, 16)), 400, 0)
+    starts = {divmod(round(float(dataset[0, n][0][0, 0, 0]) * 400), 20) for n in range(400)}
     assert starts == {(row, column) for row in range(size[0] - 15) for column in range(size[1] - 15)}
-
-
-def test_whole_slices_axes() -> None:
-    case = make_phantom(subjects_per_site=1, sites=1, slices=3).cases[0]
-    images, labels = whole_slices(case, ZSCORE)
-    assert case.mask is not None
-    assert labels is not None
-    assert (images.shape, images.dtype) == (torch.Size([3, 1, 96, 96]), torch.float32)
-    assert (labels.shape, labels.dtype) == (torch.Size([3, 96, 96]), torch.int64)
-    normalised = ZSCORE.apply(case.image.array)
-    for k in range(3):
-        np.testing.assert_array_equal(images[k, 0], normalised[:, :, k])
-        np.testing.assert_array_equal(labels[k], case.mask.array[:, :, k])
-    assert whole_slices(replace(case, mask=None), ZSCORE)[1] is None
 
 
 def test_mistakes_are_named() -> None:
     case = _case([1])
     with pytest.raises(InputError, match="no training case"):
-        PatchDataset([], IDENTITY, (16, 16), Augmenter("none", (16, 16)), 1, 0)
+        PatchDataset([], (16, 16), Augmenter("none", (16, 16)), 1, 0)
     with pytest.raises(InputError, match="case c has no mask"):
-        PatchDataset([replace(case, mask=None)], IDENTITY, (16, 16), Augmenter("none", (16, 16)), 1, 0)
+        PatchDataset([_prepared(replace(case, mask=None))], (16, 16), Augmenter("none", (16, 16)), 1, 0)
     with pytest.raises(ConfigError, match="equal sizes"):
-        PatchDataset([case], IDENTITY, (16, 16), Augmenter("none", (16, 8)), 1, 0)
+        PatchDataset([_prepared(case)], (16, 16), Augmenter("none", (16, 8)), 1, 0)
     with pytest.raises(ConfigError, match="0 samples"):
         _plain(case, 0)
     with pytest.raises(IndexError):
-        _plain(case, 2)[2]
+        _plain(case, 2)[0, 2]
     broken = replace(case, image=Volume(np.full((40, 30, 1), np.nan, np.float32), np.eye(4)))
     with pytest.raises(InputError, match="made: found 1200 NaN"):
-        _plain(broken, 1)
+        _plain(broken, 1)[0, 0]

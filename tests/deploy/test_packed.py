@@ -19,6 +19,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from medquant.config.bits import parse_rules
+from medquant.data.normalise import Normalisation
+from medquant.data.prepared import Preparation
+from medquant.data.prepared_grid import GridRule
 from medquant.deploy.decide import quantize_image
 from medquant.deploy.engines import ENGINES
 from medquant.deploy.header import Header
@@ -49,7 +52,10 @@ from medquant.quant.program import (
 )
 
 METADATA = ModelMetadata(
-    normalisation={"kind": "range", "low": -100, "high": 240.5},
+    preparation={
+        "normalisation": {"kind": "range", "low": -100, "high": 240.5},
+        "grid": {"slice_axis": "axial", "spacing_mm": [0.25, 0.25]},
+    },
     size_multiple=4,
     classes={10: "b", 9: "a", 1: "organ", 0: "background"},
     scored=("organ", "a"),
@@ -136,6 +142,16 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("tiny") / "m.mq"
     save_model(path, tiny(), METADATA)
     return path.read_bytes()
+
+
+def setter(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(header: dict[str, Any]) -> None:
+        target: Any = header
+        for part in path[:-1]:
+            target = target[part]
+        target[path[-1]] = value
+
+    return change
 
 
 def same(first: object, second: object) -> bool:
@@ -229,7 +245,7 @@ def test_layout_is_the_documented_one(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert data[:8] == b"MEDQUANT"
     version, length = struct.unpack("<IQ", data[8:20])
-    assert version == 1
+    assert version == 2
     header = json.loads(data[20 : 20 + length])
     assert data[20 : 20 + length] == json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     start = (20 + length + 63) // 64 * 64
@@ -310,21 +326,224 @@ def test_a_header_of_2_to_the_60_bytes_is_refused_unread(tiny_file: bytes, tmp_p
 
 
 def test_versions(tiny_file: bytes, tmp_path: Path) -> None:
-    newer = sealed(tiny_file[:8] + struct.pack("<I", 2) + tiny_file[12:-32])
-    refused(tmp_path / "m.mq", newer, "schema version 2, expected at most 1: made by a newer medquant, upgrade")
+    newer = sealed(tiny_file[:8] + struct.pack("<I", 3) + tiny_file[12:-32])
+    refused(tmp_path / "m.mq", newer, "schema version 3, expected at most 2: made by a newer medquant, upgrade")
     older = sealed(tiny_file[:8] + struct.pack("<I", 0) + tiny_file[12:-32])
-    refused(tmp_path / "m.mq", older, "schema version 0, expected 1: no way to upgrade")
+    refused(tmp_path / "m.mq", older, "schema version 0, expected 2: no way to upgrade")
 
 
-def test_an_older_schema_goes_through_the_upgrade_table(tiny_file: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def upgrade(values: dict[str, Any]) -> dict[str, Any]:
-        return {**values, "metadata": {**values["metadata"], "dataset": "as version 1 calls it"}}
+def test_every_older_schema_goes_through_the_upgrade_table(tiny_file: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def renamed(version: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        return lambda values: {**values, "metadata": {**values["metadata"], "dataset": values["metadata"]["dataset"] + f", then {version}"}}
 
-    monkeypatch.setattr("medquant.deploy.header._UPGRADES", {0: upgrade})
+    monkeypatch.setattr("medquant.deploy.header._UPGRADES", {0: renamed(1), 1: renamed(2)})
     (tmp_path / "m.mq").write_bytes(sealed(tiny_file[:8] + struct.pack("<I", 0) + tiny_file[12:-32]))
     model = load_model(tmp_path / "m.mq")
-    assert model.metadata.dataset == "as version 1 calls it"
+    assert model.metadata.dataset == "phantom, then 1, then 2"
     assert same(model.program, tiny())
+
+
+# --- version 1: a normalisation only, no region, no channels, no coarse network -----------------------------------------
+
+
+def version_1(data: bytes, change: Callable[[dict[str, Any]], None] = lambda header: None) -> bytes:
+    """A file as version 1 wrote it, from one of version 2."""
+
+    def back(header: dict[str, Any]) -> None:
+        del header["coarse"]
+        metadata = header["metadata"]
+        metadata["normalisation"] = metadata.pop("preparation")["normalisation"]
+        for name in ("region", "channels", "regions"):
+            del metadata[name]
+        change(header)
+
+    older = forged(data, back)
+    return sealed(older[:8] + struct.pack("<I", 1) + older[12:-32])
+
+
+def test_a_file_of_version_1_is_read_as_what_it_meant(tiny_file: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.mq").write_bytes(version_1(tiny_file))
+    model = load_model(tmp_path / "m.mq")
+    assert same(model.program, tiny())
+    assert model.coarse is None
+    meta = model.metadata
+    # Scans were taken as they were stored, as a whole, with one channel.
+    assert Preparation.from_json(meta.preparation) == Preparation(Normalisation("range", -100, 240.5), GridRule("stored", None))
+    assert (meta.region, meta.channels, meta.regions) == ({"kind": "whole"}, ("image",), {})
+    rest = {"preparation", "region", "channels", "regions"}
+    assert meta.model_dump(exclude=rest) == METADATA.model_dump(exclude=rest)
+    save_model(tmp_path / "again.mq", model.program, meta)
+    assert struct.unpack("<I", (tmp_path / "again.mq").read_bytes()[8:12]) == (2,)
+    assert load_model(tmp_path / "again.mq").metadata == meta
+
+
+def test_damage_to_a_file_of_version_1_is_caught(tiny_file: bytes, tmp_path: Path) -> None:
+    data = version_1(tiny_file)
+    random = np.random.default_rng(0)
+    for position in random.choice(len(data), 100, replace=False):
+        refused(tmp_path / "m.mq", flipped(data, int(position), int(random.integers(8))))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (setter("metadata", value=[]), "metadata: Input should be"),
+        (setter("metadata", value=None), "metadata: Input should be"),
+        (lambda header: header.pop("metadata"), "metadata: Field required"),
+        (lambda header: header["metadata"].pop("normalisation"), "found no normalisation in version 1"),
+        (setter("metadata", "preparation", value={}), "found preparation in version 1"),
+        (setter("coarse", value={"offset": 0, "size_bytes": 1}), "found coarse in version 1"),
+        (setter("code", value="print(1)"), "code: Extra inputs"),
+        (setter("metadata", "hook", value="os.system"), "hook: Extra inputs"),
+    ],
+)
+def test_forged_files_of_version_1_are_refused(
+    change: Callable[[dict[str, Any]], None], message: str, tiny_file: bytes, tmp_path: Path
+) -> None:
+    refused(tmp_path / "m.mq", version_1(tiny_file, change), message)
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"null", b"1", b"{}", b"[" * 100_000, b'{"a":' * 50_000, b'{"a":1, "b":2}'])
+def test_headers_of_version_1_that_are_no_header_are_refused(text: bytes, tiny_file: bytes, tmp_path: Path) -> None:
+    data = with_header_text(tiny_file, text)
+    refused(tmp_path / "m.mq", sealed(data[:8] + struct.pack("<I", 1) + data[12:-32]), "header: ")
+
+
+def test_a_key_that_stands_twice_is_refused_in_version_1_too(tiny_file: bytes, tmp_path: Path) -> None:
+    data = version_1(tiny_file)
+    text = header_text(data)
+    doubled = with_header_text(data, text[:-1] + b',"nodes":[]}')
+    refused(tmp_path / "m.mq", doubled, "each once")
+
+
+# --- a coarse network inside the file -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_networks(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file of two small networks: the coarse one finds class 1 on a grid of its own."""
+    folder = tmp_path_factory.mktemp("two")
+    save_model(folder / "coarse.mq", tiny(), COARSE)
+    save_model(folder / "m.mq", every_node(), MANY.model_copy(update={"region": REGION}), folder / "coarse.mq")
+    return (folder / "m.mq").read_bytes()
+
+
+REGION = {"kind": "coarse", "margin_mm": 10.0, "minimum": [64, 64]}
+COARSE = METADATA.model_copy(update={"dataset": "phantom-coarse", "classes": {0: "background", 1: "foreground"}, "scored": ("foreground",)})
+
+
+def coarse_part(data: bytes) -> tuple[int, int]:
+    """Where the coarse network begins and ends, by the header."""
+    entry = json.loads(header_text(data))["coarse"]
+    start = (20 + len(header_text(data)) + 63) // 64 * 64 + entry["offset"]
+    return start, start + entry["size_bytes"]
+
+
+def test_both_networks_come_back(two_networks: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.mq").write_bytes(two_networks)
+    model = load_model(tmp_path / "m.mq")
+    assert same(model.program, every_node())
+    assert model.metadata.region == REGION
+    assert model.coarse is not None
+    assert same(model.coarse.program, tiny())
+    assert (model.coarse.metadata, model.coarse.coarse) == (COARSE, None)
+    # It is a whole model file, at a multiple of 64, with nothing but the digest behind it.
+    start, end = coarse_part(two_networks)
+    assert (start % 64, end + 32) == (0, len(two_networks))
+    (tmp_path / "alone.mq").write_bytes(two_networks[start:end])
+    alone = load_model(tmp_path / "alone.mq")
+    assert (alone.sha256, alone.size_bytes) == (model.coarse.sha256, model.coarse.size_bytes)
+    assert model.coarse.sha256 == hashlib.sha256(two_networks[start:end]).hexdigest()
+    assert model.size_bytes == len(two_networks)
+
+
+def test_any_flipped_bit_of_two_networks_is_caught(two_networks: bytes, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for position in random.choice(len(two_networks), 150, replace=False):
+        refused(tmp_path / "m.mq", flipped(two_networks, int(position), int(random.integers(8))), "m.mq: ")
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_of_two_networks_is_caught(two_networks: bytes, tmp_path: Path) -> None:
+    for position in range(len(two_networks)):
+        for bit in range(8):
+            refused(tmp_path / "m.mq", flipped(two_networks, position, bit))
+
+
+def test_every_flipped_bit_of_the_coarse_network_is_caught_by_itself(two_networks: bytes, tmp_path: Path) -> None:
+    # The outer digest is made right again: what lies inside must not rely on it.
+    start, end = coarse_part(two_networks)
+    random = np.random.default_rng(1)
+    for position in random.choice(np.arange(start, end), 100, replace=False):
+        refused(tmp_path / "m.mq", sealed(flipped(two_networks, int(position), int(random.integers(8)))[:-32]), "its coarse network: ")
+
+
+def test_truncations_of_two_networks_are_caught(two_networks: bytes, tmp_path: Path) -> None:
+    start, end = coarse_part(two_networks)
+    for length in (*range(0, len(two_networks), 211), start - 1, start, start + 1, end - 1):
+        refused(tmp_path / "m.mq", two_networks[:length])
+        refused(tmp_path / "m.mq", sealed(two_networks[:length]))
+
+
+def test_coarse_networks_that_lie_elsewhere_or_nowhere_are_refused(two_networks: bytes, tmp_path: Path) -> None:
+    entry = json.loads(header_text(two_networks))["coarse"]
+    for change, message in (
+        (setter("coarse", value=None), "expected .* for the tensors of its header"),
+        (setter("coarse", "offset", value=entry["offset"] + 64), "coarse network: found it at"),
+        (setter("coarse", "offset", value=0), "coarse network: found it at 0"),
+        (setter("coarse", "offset", value=-64), "coarse.offset"),
+        (setter("coarse", "offset", value=2**60), "coarse network: found it at"),
+        (setter("coarse", "size_bytes", value=entry["size_bytes"] - 1), "expected .* for the tensors of its header"),
+        (setter("coarse", "size_bytes", value=2**60), "expected .* for the tensors of its header"),
+        (setter("coarse", "size_bytes", value=0), "coarse.size_bytes"),
+        (setter("coarse", "more", value=1), "coarse.more: Extra inputs"),
+        (setter("coarse", value=[0, 1]), "coarse: "),
+    ):
+        refused(tmp_path / "m.mq", forged(two_networks, change), message)
+
+
+def test_a_header_that_names_a_coarse_network_where_there_is_none_is_refused(tiny_file: bytes, tmp_path: Path) -> None:
+    refused(tmp_path / "m.mq", forged(tiny_file, setter("coarse", value={"offset": 128, "size_bytes": 100})), "expected")
+
+
+def nested(data: bytes, inner: bytes) -> bytes:
+    """A file whose coarse network is replaced by another file, its header and digest made to fit."""
+    fitting = forged(data, setter("coarse", "size_bytes", value=len(inner)))
+    at = coarse_part(fitting)[0]
+    return sealed(fitting[:at] + inner)
+
+
+def test_a_coarse_network_holds_no_other(two_networks: bytes, tmp_path: Path) -> None:
+    refused(tmp_path / "m.mq", nested(two_networks, two_networks), "its coarse network: it holds another one, expected none")
+    assert nested(two_networks, two_networks[slice(*coarse_part(two_networks))]) == two_networks
+
+
+def test_files_nested_a_thousandfold_are_refused_at_the_second(two_networks: bytes, tmp_path: Path) -> None:
+    data = two_networks
+    for _ in range(300):
+        data = nested(two_networks, data)
+    refused(tmp_path / "m.mq", data, "its coarse network: it holds another one, expected none")
+
+
+def test_what_could_not_be_read_again_is_not_written(two_networks: bytes, tmp_path: Path) -> None:
+    (tmp_path / "coarse.mq").write_bytes(two_networks)
+    with pytest.raises(CheckpointError, match=r"m\.mq: cannot be written: the coarse network .*coarse\.mq holds another one"):
+        save_model(tmp_path / "m.mq", every_node(), MANY, tmp_path / "coarse.mq")
+    (tmp_path / "coarse.mq").write_bytes(flipped(two_networks, 1000, 3))
+    with pytest.raises(CheckpointError, match=r"m\.mq: cannot be written: .*coarse\.mq: damaged"):
+        save_model(tmp_path / "m.mq", every_node(), MANY, tmp_path / "coarse.mq")
+    with pytest.raises(CheckpointError, match=r"m\.mq: cannot be written: .*none\.mq: found nothing"):
+        save_model(tmp_path / "m.mq", every_node(), MANY, tmp_path / "none.mq")
+    assert not (tmp_path / "m.mq").exists()
+
+
+def test_a_coarse_network_of_version_1_serves_as_well(two_networks: bytes, tmp_path: Path) -> None:
+    start, end = coarse_part(two_networks)
+    (tmp_path / "coarse.mq").write_bytes(version_1(two_networks[start:end]))
+    save_model(tmp_path / "m.mq", every_node(), MANY, tmp_path / "coarse.mq")
+    model = load_model(tmp_path / "m.mq")
+    assert model.coarse is not None
+    assert same(model.coarse.program, tiny())
 
 
 @pytest.mark.parametrize("data", [b"", b"MEDQUANT", bytes(100), b"PK\x03\x04" + bytes(200), b"\x80\x04cposix\nsystem\n" + bytes(100)])
@@ -366,16 +585,6 @@ def header_text(data: bytes) -> bytes:
 
 def test_the_forger_itself_changes_nothing(tiny_file: bytes) -> None:
     assert forged(tiny_file, lambda header: None) == tiny_file
-
-
-def setter(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
-    def change(header: dict[str, Any]) -> None:
-        target: Any = header
-        for part in path[:-1]:
-            target = target[part]
-        target[path[-1]] = value
-
-    return change
 
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {

@@ -29,7 +29,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ConvolutionNode("head", ("image",), None, weight, bias, bias, 4, geometry, relu=False),
     )
     metadata = ModelMetadata(
-        normalisation={"kind": "zscore_slice"}, size_multiple=4, classes={0: "a", 1: "b"}, scored=("b",),
+        preparation={}, size_multiple=4, classes={0: "a", 1: "b"}, scored=("b",),
         float_parameters=160, dataset="none", data_sha256="",
     )  # fmt: skip
     path = tmp_path_factory.mktemp("model") / "m.mq"

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_sessions import PROCESS_PEAK_BYTES, after_steps, small_phantom, start_small
+from small_sessions import PROCESS_PEAK_BYTES, after_steps, finish_small, small_phantom, start_small
 
 from medquant.data.datasets import phantom
+from medquant.data.reading import ReadOptions
 from medquant.data.volume import Dataset
 from medquant.errors import CheckpointError, InputError, InterruptedRunError, MedquantError, UsageError
 from medquant.train import rescore as rescore_module
@@ -70,6 +71,23 @@ def test_a_model_is_scored_on_every_labelled_case_of_other_data(finished_run: Pa
     assert found["split"] == {"part": "all labelled cases", "cases": ["site1-sub01", "site1-sub02", "site1-sub03"]}
     with pytest.raises(CheckpointError, match=r"made with other data.*give the --data it was made with"):
         _rescore(finished_run)
+
+
+def test_the_raters_of_the_model_are_joined_by_its_own_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By another rule the masks differ, the data look like other data, and training cases would be scored among the rest.
+    session = start_small(tmp_path / "run", "data.raters=each", "train.float_twin=false")
+    session.run()
+    finish_small(session)
+    asked: list[object] = []
+
+    def opened(*arguments: object, options: ReadOptions | None = None, **_: object) -> Dataset:
+        asked.extend((arguments, None if options is None else options.raters))
+        return small_phantom()
+
+    monkeypatch.setattr(rescore_module, "open_dataset", opened)
+    found = _rescore(tmp_path / "run" / "model.mq", data=tmp_path / "data")
+    assert asked == [(tmp_path / "data",), "each"]
+    assert found["split"]["part"] == "test"  # type: ignore[index]
 
 
 def test_data_of_other_classes_or_without_labels_are_refused(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from medquant.data.datasets import isbi_em
+from medquant.data.datasets import folder, isbi_em, pancreas_ct, spinal_gm
+from medquant.data.reading import ReadOptions
 from medquant.data.volume import Dataset
 
 PHANTOM = "phantom"
@@ -21,17 +22,20 @@ class DatasetReader:
         name: the dataset's name, as in ``DatasetInfo.name``.
         layout: the files it expects, in one line, for messages.
         recognise: folder → why it is this dataset, or None. Looks at names only and never raises for a folder.
-        load: folder → dataset; raises InputError or GeometryError when the files are not what they should be.
+        load: folder, options → dataset; raises InputError or GeometryError when the files are not what they should be.
     """
 
     name: str
     layout: str
     recognise: Callable[[Path], str | None]
-    load: Callable[[Path], Dataset]
+    load: Callable[[Path, ReadOptions], Dataset]
 
 
 DATASETS: tuple[DatasetReader, ...] = (
     DatasetReader("isbi_em", isbi_em.LAYOUT, isbi_em.recognise, isbi_em.load),
+    DatasetReader("pancreas_ct", pancreas_ct.LAYOUT, pancreas_ct.recognise, pancreas_ct.load),
+    DatasetReader("spinal_gm", spinal_gm.LAYOUT, spinal_gm.recognise, spinal_gm.load),
+    DatasetReader("folder", folder.LAYOUT, folder.recognise, folder.load),
 )  # fmt: skip
 
 

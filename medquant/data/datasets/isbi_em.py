@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medquant.data.content import content_sha256
+from medquant.data.reading import ReadOptions
 from medquant.data.tiff import read_tiff_stack
 from medquant.data.volume import Case, Dataset, DatasetInfo, LabelArray, Volume
 from medquant.errors import InputError
@@ -36,6 +37,7 @@ INFO = DatasetInfo(
         "data.normalisation": "zscore_slice",
         "data.augmentation": "em",
     },
+    one_stack=True,
     citation="Arganda-Carreras et al. 2015, Front. Neuroanat. 9:142; Cardona et al. 2010, PLoS Biol. 8(10):e1000502",
 )
 
@@ -51,7 +53,7 @@ def recognise(path: Path) -> str | None:
     return f"it holds {' and '.join(present)}" if present else None
 
 
-def load(path: Path) -> Dataset:
+def load(path: Path, options: ReadOptions | None = None) -> Dataset:
     """Read the labelled stack; each slice becomes a case of shape ``(512, 512, 1)``.
 
     The slices are all of one animal. A case's subject is nevertheless the slice itself, because a part of one stack is

@@ -8,10 +8,12 @@ On the side of growing ``i`` lies a small bright vessel (background): a mirrored
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from medquant.data.content import content_sha256
-from medquant.data.datasets.phantom_anatomy import Anatomy, Grid
+from medquant.data.datasets.phantom_anatomy import RATER_HABIT_MM, Anatomy, Grid, rate
 from medquant.data.datasets.phantom_scanner import Scanner, scan
 from medquant.data.volume import Case, Dataset, DatasetInfo, Volume
 from medquant.errors import ConfigError
@@ -60,11 +62,9 @@ def make_phantom(
             f"phantom: found seed {seed}, {subjects_per_site} subjects, {sites} sites, {slices} slices, size {size}; "
             "expected a seed of at least 0 and counts of at least 1"
         )
-    if not (spacing_mm > 0 and size * spacing_mm >= _MIN_FIELD_MM):
-        raise ConfigError(f"phantom: a field of {size} × {spacing_mm} mm cannot hold the neck; choose at least {_MIN_FIELD_MM:g} mm")
-    grid = Grid(size=size, spacing_mm=spacing_mm)
+    grid = neck_grid(size, spacing_mm)
     cases = tuple(
-        _make_case(grid, slices, seed, site, subject) for site in range(1, sites + 1) for subject in range(1, subjects_per_site + 1)
+        make_case(grid, slices, seed, site, subject) for site in range(1, sites + 1) for subject in range(1, subjects_per_site + 1)
     )
     recognised = (
         f"Built-in phantom (no data was given): {sites} sites with {subjects_per_site} generated subjects each, "
@@ -73,26 +73,69 @@ def make_phantom(
     return Dataset(info=INFO, cases=cases, path=None, recognised=recognised, content_sha256=content_sha256(cases))
 
 
-def _make_case(grid: Grid, slices: int, seed: int, site: int, subject: int) -> Case:
+def neck_grid(size: int, spacing_mm: float) -> Grid:
+    """The grid of a slice, if it is wide enough.
+
+    Raises:
+        ConfigError: a field of view (``size · spacing_mm``) below 40 mm.
+    """
+    if not (spacing_mm > 0 and size * spacing_mm >= _MIN_FIELD_MM):
+        raise ConfigError(f"phantom: a field of {size} × {spacing_mm} mm cannot hold the neck; choose at least {_MIN_FIELD_MM:g} mm")
+    return Grid(size=size, spacing_mm=spacing_mm)
+
+
+def make_case(
+    grid: Grid, slices: int, seed: int, site: int, subject: int, *, slice_mm: float = SLICE_SPACING_MM, further_raters: int = 0
+) -> Case:
+    """Generate one subject; the arguments are those of :func:`make_phantom`, by number.
+
+    Args:
+        grid: the slices' grid.
+        slices: number of slices.
+        seed: as there.
+        site: scanner, from 1.
+        subject: number within the site, from 1.
+        slice_mm: distance of slices.
+        further_raters: raters besides the first, each with a habit kept over all subjects; ``Case.raters`` then holds all of them.
+    """
     # A counter-based generator per subject: a case does not depend on how many others are made.
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, site, subject])))
     scanner = Scanner.of_site(site)
     anatomy = Anatomy.draw(random)
     gain = scanner.gain * float(random.uniform(0.85, 1.15))
     image = np.empty((grid.size, grid.size, slices), dtype=np.float32)
-    mask = np.empty(image.shape, dtype=np.uint8)
+    masks = np.empty((1 + further_raters, *image.shape), dtype=np.uint8)
+    hands = [_Hand.of(seed, site, subject, rater) for rater in range(2, 2 + further_raters)]
     for k in range(slices):
-        tissue = anatomy.slice_at(k * SLICE_SPACING_MM, grid, random)
+        tissue = anatomy.slice_at(k * slice_mm, grid, random)
         image[:, :, k] = gain * scan(tissue, scanner, grid, random)
-        mask[:, :, k] = tissue.rated
-    affine = np.diag([grid.spacing_mm, grid.spacing_mm, SLICE_SPACING_MM, 1.0])
+        masks[0, :, :, k] = tissue.rated
+        for number, hand in enumerate(hands, start=1):
+            masks[number, :, :, k] = rate(tissue.gray, tissue.cord, grid, hand.habit_mm, hand.random)
+    affine = np.diag([grid.spacing_mm, grid.spacing_mm, slice_mm, 1.0])
     affine[:2, 3] = -(grid.size - 1) / 2 * grid.spacing_mm
     name = f"site{site}-sub{subject:02d}"
+    rated = tuple(Volume(array=mask, affine=affine) for mask in masks)
     return Case(
         id=name,
         subject=name,
         site=f"site{site}",
         image=Volume(array=image, affine=affine),
-        mask=Volume(array=mask, affine=affine),
+        mask=rated[0],
         source=f"phantom {name} (seed {seed})",
+        raters=rated if further_raters else (),
     )
+
+
+@dataclass(frozen=True)
+class _Hand:
+    """A further rater at one subject: random numbers of their own, so that the first rater's mask does not depend on them."""
+
+    habit_mm: float
+    random: np.random.Generator
+
+    @staticmethod
+    def of(seed: int, site: int, subject: int, rater: int) -> _Hand:
+        habits = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0, 0, rater])))
+        own = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, site, subject, rater])))
+        return _Hand(float(habits.normal(0.0, 2 * RATER_HABIT_MM)), own)

@@ -16,7 +16,9 @@ FINENESS = 2
 """Fine grid points per voxel and axis; their mean is the voxel's partial volume."""
 
 # How far a rater's outline strays from the true one, in mm: in one point, over how wide a stretch, and as a habit.
-_RATER_WANDER_MM, _RATER_STRETCH_MM, _RATER_HABIT_MM = 0.14, 0.9, 0.05
+_RATER_WANDER_MM, _RATER_STRETCH_MM = 0.14, 0.9
+RATER_HABIT_MM = 0.05
+"""Standard deviation, over raters, of how far inside or outside the edge of gray matter one draws."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Anatomy:
             drift_x=random.uniform(-0.06, 0.06),
             drift_y=random.uniform(-0.06, 0.06),
             swelling_at_mm=random.uniform(0.0, 30.0),
-            habit=random.normal(0.0, _RATER_HABIT_MM),
+            habit=random.normal(0.0, RATER_HABIT_MM),
         )
 
     def slice_at(self, height_mm: float, grid: Grid, random: np.random.Generator) -> Tissue:
@@ -113,7 +115,7 @@ class Anatomy:
         cord = ellipse(x, y, width, depth)
         canal = ellipse(x, y + 0.3, width + self.canal_gap + 0.8, depth + self.canal_gap)
         gray = self._butterfly(x, y, width, depth, swelling)
-        return Tissue(gray=gray, cord=cord, canal=canal, x=x, y=y, rated=self._rate(gray, cord, grid, random))
+        return Tissue(gray=gray, cord=cord, canal=canal, x=x, y=y, rated=rate(gray, cord, grid, self.habit, random))
 
     def _local_coordinates(self, height_mm: float, grid: Grid, random: np.random.Generator) -> tuple[Field, Field]:
         along, up = grid.coordinates_mm()
@@ -135,11 +137,13 @@ class Anatomy:
             shape = np.minimum(shape, capsule(x, y, root, back, 0.6 * thick, 0.34 * thick * scale))
         return shape
 
-    def _rate(self, gray: Field, cord: Field, grid: Grid, random: np.random.Generator) -> LabelArray:
-        wander_gray, wander_cord = (_RATER_WANDER_MM * grid.smooth_noise(random, _RATER_STRETCH_MM) for _ in range(2))
-        in_gray = grid.to_voxels((gray + wander_gray + self.habit < 0).astype(np.float64)) >= 0.5
-        in_cord = grid.to_voxels((cord + wander_cord < 0).astype(np.float64)) >= 0.5
-        return np.where(in_gray & in_cord, 1, np.where(in_cord, 2, 0)).astype(np.uint8)
+
+def rate(gray: Field, cord: Field, grid: Grid, habit_mm: float, random: np.random.Generator) -> LabelArray:
+    """Classes ``(size, size)`` as a rater draws them who stays ``habit_mm`` inside the gray matter's edge and whose hand wanders."""
+    wander_gray, wander_cord = (_RATER_WANDER_MM * grid.smooth_noise(random, _RATER_STRETCH_MM) for _ in range(2))
+    in_gray = grid.to_voxels((gray + wander_gray + habit_mm < 0).astype(np.float64)) >= 0.5
+    in_cord = grid.to_voxels((cord + wander_cord < 0).astype(np.float64)) >= 0.5
+    return np.where(in_gray & in_cord, 1, np.where(in_cord, 2, 0)).astype(np.uint8)
 
 
 def ellipse(x: Field, y: Field, half_width: float, half_height: float) -> Field:

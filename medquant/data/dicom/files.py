@@ -75,6 +75,9 @@ class DicomFile:
 def has_dicom_magic(path: Path) -> bool:
     """Whether the file begins as PS3.10 section 7.1 asks: 128 bytes for anyone's use, then the letters DICM."""
     try:
+        # Opening a pipe would wait for its other end.
+        if not path.is_file():
+            return False
         with path.open("rb") as stream:
             return stream.read(_PREAMBLE_BYTES + len(_MAGIC))[_PREAMBLE_BYTES:] == _MAGIC
     except OSError:
@@ -110,12 +113,15 @@ def sort_out(folder: Path, where: str) -> tuple[list[Path], int]:
             DICOM: it may be a damaged slice, and without it the volume would be short.
     """
     try:
-        paths = sorted(entry for entry in folder.iterdir() if entry.is_file())
+        paths = sorted(entry for entry in folder.iterdir() if not entry.is_dir())
     except OSError as error:
         raise InputError(f"{where}: cannot be listed ({error.strerror}); check the path and its permissions") from None
     visible = [path for path in paths if not path.name.startswith(".") and path.name.upper() != _MEDIA_DIRECTORY]
     found = []
     for path, label in zip(visible, slice_labels(visible), strict=True):
+        if not path.is_file():
+            # A link that leads nowhere stands for a slice that was not downloaded; without it the volume would be short.
+            raise InputError(f"{where}: {label} is a broken link, a pipe or a device, expected a file; copy the slice itself there")
         if has_dicom_magic(path):
             found.append(path)
         elif not _is_of_another_kind(path):
@@ -138,6 +144,8 @@ def open_dicom(path: Path, label: str, where: str) -> DicomFile:
     from pydicom.filereader import read_file_meta_info
 
     name = f"{where}: {label}"
+    if path.exists() and not path.is_file():
+        raise InputError(f"{name} is no file but a folder, a pipe or a device; copy the slice itself there")
     try:
         meta = read_file_meta_info(path)
         transfer_syntax = str(meta.get("TransferSyntaxUID") or "")

@@ -3,9 +3,10 @@
 Four figures, each on the same phantom set in the official DICOM layout (written once, kept in ``--folder``):
 
 - opening: decoding and checking every scan into the cache, and opening it again.
-- training: ``medquant train`` on it, in a process of its own; the highest memory of it and its workers together (PSS, so that
-  shared pages count once; sampled four times a second), the highest resident set of the training process itself, and the
-  share of each epoch it waited for data, from ``metrics.jsonl``.
+- training: all stages of ``medquant train`` on it, then two test cases predicted and scored on their own grid, in a process of
+  its own; the highest memory of it and its workers together (PSS, so that shared pages count once; sampled four times a
+  second), the highest resident set of the training process itself, and the share of each epoch it waited for data, from
+  ``metrics.jsonl``.
 - patches: patches a second of one loading process, against MONAI's own chain (``PersistentDataset`` of the whole volumes,
   then ``RandCropByPosNegLabeld`` and the same augmentation), in turns, ratio of medians with the spread over the rounds.
 
@@ -77,18 +78,31 @@ def _report_opening(data: Path) -> None:
         print(f"opening, {name}: {cases} cases in {float(elapsed):.1f} s, highest resident set {int(peak_kib) / 2**20:.2f} GiB", flush=True)
 
 
+_TRAINING = """
+import json, sys
+from pathlib import Path
+from medquant.evaluate.evaluation import evaluate_cases
+from medquant.evaluate.predictors import FloatPredictor
+from medquant.train.reporting import SilentReporter
+from medquant.train.start import TrainRequest, start_training
+
+data, out, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+session = start_training(TrainRequest(options={"data.path": str(data), **options}, out=out), SilentReporter(), lambda: False)
+session.run()
+evaluate_cases(session.prepared("test")[:2], session.dataset.info, FloatPredictor(session.network, session.size_multiple), keep_masks=())
+"""
+
+
 def _report_training(data: Path, asked: argparse.Namespace) -> None:
     run = asked.folder / f"run-{int(time.time())}"
-    command = [sys.executable, "-m", "medquant.cli.main", "train", "--data", str(data), "--out", str(run), "--quiet"]
-    settings = {
+    options = {
         "train.epochs": asked.epochs,
         "train.steps_per_epoch": asked.steps,
         "train.threads": asked.threads,
-        "train.validation_slices": 32,
+        "train.validation_slices": 64,
         "data.region": asked.region,
     }
-    for key, value in settings.items():
-        command += ["-o", f"{key}={value}"]
+    command = [sys.executable, "-c", _TRAINING, str(data), str(run), json.dumps(options)]
     child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(asked.threads)})
     watch = _MemoryWatch(child.pid)
     watch.start()

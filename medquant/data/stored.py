@@ -29,6 +29,9 @@ from medquant.errors import InputError, MedquantError, UsageError
 FORMAT = 1
 """Enters every key: raise it when the meaning of stored voxels changes, and old files are simply not found again."""
 
+VOLUMES = "volumes"
+"""Subfolder of a cache that holds the arrays."""
+
 _CACHE_VARIABLE = "MEDQUANT_CACHE"
 _HASHED_PIECE_BYTES = 4 * 1024**2
 _MAX_FACTS_BYTES = 16 * 1024**2
@@ -143,7 +146,7 @@ class ArrayCache:
         if self.folder is None:
             return make()
         name = _digest(f"format {FORMAT} {key}")
-        place = self.folder / "volumes" / name[:2] / f"{name}.json"
+        place = self.folder / VOLUMES / name[:2] / f"{name}.json"
         known = _read_facts(place)
         return known if known is not None else self._store(place, make())
 

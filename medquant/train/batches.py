@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -49,6 +50,8 @@ class EpochBatches:
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),
         )
+        if workers:
+            atexit.register(self.close)
 
     def epoch(self, epoch: int, first_step: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (N, C, H, W) float32 and labels (N, H, W) int64 of steps ``first_step`` to ``steps - 1`` of an epoch.
@@ -60,6 +63,13 @@ class EpochBatches:
         for images, labels in self._batches():
             moved = images.to(self.device, non_blocking=True)
             yield moved.contiguous(memory_format=self.layout), labels.to(self.device, non_blocking=True)
+
+    def close(self) -> None:
+        """End the workers. They ignore the signal Python ends them with, so it would wait for them for ever when it exits."""
+        atexit.unregister(self.close)
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         try:

@@ -39,7 +39,7 @@ def train_coarse(session: TrainingSession) -> None:
         run.check_data(dataset)
         if run.document.get("status") == "finished":
             return
-        if run.config != config:
+        if _placeless(run.config) != _placeless(config):
             raise CheckpointError(f"{folder}: made with another configuration than the run it belongs to; train anew")
     else:
         # Killed while the folder was made: nothing in it is of use, and a half-made one must not stop the run for good.
@@ -50,6 +50,11 @@ def train_coarse(session: TrainingSession) -> None:
     coarse.run()
     finish(coarse)
     session.reporter.message("coarse stage finished")
+
+
+def _placeless(config: Config) -> Config:
+    """Without the place of the cache, which may be another one when a run is continued."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": None})})
 
 
 def coarse_config(config: Config, dataset: Dataset, split: Split, axis: SliceAxis) -> Config:

@@ -134,7 +134,7 @@ def _check_grids(preparation: Preparation, cases: Sequence[Case]) -> None:
         wanted, stored = math.prod(preparation.grid.grid(case.image).shape), math.prod(case.image.shape)
         if wanted > max(_MOST_GROWTH * stored, _ALWAYS_ALLOWED_VOXELS):
             raise InputError(
-                f"{case.source}: the model takes pixels of {preparation.grid.spacing_mm} mm, {wanted / stored:.3g} of them for each voxel of "
+                f"{case.source}: the model takes pixels of {preparation.grid.spacing_mm} mm, {wanted / stored:.3g} of them a voxel of "
                 f"the scan, expected at most {_MOST_GROWTH}; give a model for such scans, or copy it again if it is damaged"
             )
 

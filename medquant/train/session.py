@@ -263,6 +263,7 @@ class TrainingSession:
             if not self.plan.is_float:
                 self._train_quantized()
         finally:
+            self.around.batches.close()
             self.around.recorder.close()
 
     def _stages_before(self) -> list[str]:

@@ -12,6 +12,7 @@ from medquant.config.schema import Config
 from medquant.data.opening import open_dataset
 from medquant.data.reading import ReadOptions
 from medquant.data.split import SplitRule, check_no_leak, make_split
+from medquant.data.stored import VOLUMES
 from medquant.data.volume import Dataset
 from medquant.errors import InputError, UsageError
 from medquant.train.reporting import Reporter
@@ -124,7 +125,7 @@ def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_req
     stored = run.document.get("data")
     remembered = stored.get("path") if isinstance(stored, Mapping) else None
     path = data_path if data_path is not None else remembered
-    config = run.config
+    config = _with_known_cache(run.config)
     if data_path is None and path is not None and not Path(str(path)).exists():
         raise InputError(f"{run.path}: its data were at {path}, where nothing is now; say where they are with --data")
     dataset = open_configured(config, None if path is None else str(path))
@@ -132,6 +133,14 @@ def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_req
     split = run.split
     check_no_leak(dataset, split)
     return TrainingSession(config, dataset, split, run, reporter, stop_requested)
+
+
+def _with_known_cache(config: Config) -> Config:
+    """A run may come from elsewhere: its cache is used where it is one, and is not made at a place that nobody here has chosen."""
+    named = config.data.cache
+    if named in (None, "off") or (Path(str(named)) / VOLUMES).is_dir():
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": None})})
 
 
 def _new_folder(config: Config, dataset: Dataset) -> Path:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from medquant.errors import CheckpointError
 from medquant.train.checkpoint import Checkpoint
 
-
 _OPTIMIZER_KEY = re.compile(r"optimizer/(?P<index>[0-9]{1,6})/(?P<name>[a-z_]+)")
+
+
+# As many epochs, and steps in one, as a configuration may ask for.
+_MOST_STEPS = 1_000_000
 
 
 @dataclass
@@ -34,8 +37,8 @@ class Progress:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     stage: str
-    epoch: int = 0
-    step: int = 0
+    epoch: Annotated[int, Field(ge=0, le=_MOST_STEPS)] = 0
+    step: Annotated[int, Field(ge=0, le=_MOST_STEPS)] = 0
     loss_sum: float = 0.0
     best_score: float = -1.0
     best_epoch: int = -1

@@ -197,7 +197,7 @@ def test_a_byte_order_mark_is_no_mistake(file: Path) -> None:
 
 def test_large_files_are_refused_before_they_are_parsed(file: Path) -> None:
     file.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
-    assert mistakes(file) == ["run.yaml: larger than 1024 KiB; a configuration is a few lines"]
+    assert mistakes(file) == ["run.yaml: larger than 64 KiB; a configuration is a few lines"]
     file.write_bytes(b"#" * MAX_FILE_BYTES)
     assert load_config(file) == Config()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,10 +46,11 @@ def test_workers_do_not_change_the_batches() -> None:
     assert len(expected) == 2 * STEPS
     assert not torch.equal(expected[0][0], expected[STEPS][0])  # another epoch, other patches
     for workers in (1, 2):
-        for (image, label), (wanted, target) in zip(_all(_loader(workers)), expected, strict=True):
+        loader = _loader(workers)
+        for (image, label), (wanted, target) in zip(_all(loader), expected, strict=True):
             assert torch.equal(image, wanted)
             assert torch.equal(label, target)
-    gc.collect()  # ends the workers here, not in another test
+        loader.close()
 
 
 def test_an_epoch_goes_on_in_its_middle() -> None:
@@ -58,8 +61,7 @@ def test_an_epoch_goes_on_in_its_middle() -> None:
     loader = _loader(1)
     next(loader.epoch(0, 0, STEPS))
     assert torch.equal(next(loader.epoch(1, 1, STEPS))[0], whole[STEPS + 1][0])
-    del loader
-    gc.collect()
+    loader.close()
 
 
 def test_a_killed_worker_is_said_to_be_killed() -> None:
@@ -69,8 +71,7 @@ def test_a_killed_worker_is_said_to_be_killed() -> None:
     os.kill(loader._loader._iterator._workers[0].pid, signal.SIGKILL)
     with pytest.raises(InputError, match="was killed, perhaps for want of memory"):
         [list(loader.epoch(1, 0, 3)) for _ in range(100)]
-    del loader, batches
-    gc.collect()
+    loader.close()
 
 
 def test_workers_leave_signals_to_the_training_process() -> None:
@@ -80,8 +81,19 @@ def test_workers_leave_signals_to_the_training_process() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(loader._loader._iterator._workers[0].pid, number)
     assert len(list(batches)) == STEPS - 1
-    del loader, batches
-    gc.collect()
+    workers = list(loader._loader._iterator._workers)
+    loader.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_python_exits_although_nobody_closed_the_loader() -> None:
+    # In a process of its own: it would wait for its workers, which ignore the signal that is to end them.
+    code = "import test_batches as t; loader = t._loader(1); batches = loader.epoch(0, 0, 3); next(batches); print('done')"
+    path = os.pathsep.join(entry for entry in [str(Path(__file__).parent), *sys.path] if entry)
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert child.stdout.strip() == "done", child.stderr
 
 
 def test_a_second_processor_gets_a_worker_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:

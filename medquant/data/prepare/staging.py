@@ -19,10 +19,12 @@ def staged_folder(out: Path) -> Iterator[Path]:
     After an error, ctrl-C included, it is removed. After a crash it stays, under the name that says so.
 
     Raises:
-        UsageError: ``out`` is a file or a filled folder, ``OUT.part`` is left from before, or nothing can be written there.
+        UsageError: ``out`` is a file, a link or a filled folder, ``OUT.part`` is left from before, or nothing can be written there.
     """
     staged = out.with_name(out.name + SUFFIX)
     try:
+        if out.is_symlink():
+            raise UsageError(f"{out}: is a link, expected a new folder; give the folder it leads to, or another name")
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise UsageError(f"{out}: is there and not empty, expected a new folder; choose another name, or remove it first")
         if staged.exists():

@@ -51,7 +51,8 @@ class TrainingProgress:
         """Show loss and validation Dice of the epoch."""
         scores = record["val_dice"]
         dice = " ".join(f"{name} {format_dice(score)}" for name, score in scores.items()) if isinstance(scores, Mapping) else ""
-        text = f"epoch {int(str(record['epoch'])) + 1}  loss {record['train_loss']:.4f}  validation Dice {dice}"
+        watched = f"validation Dice {dice}" if dice else "nothing to validate on"
+        text = f"epoch {int(str(record['epoch'])) + 1}  loss {record['train_loss']:.4f}  {watched}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, note=text)
         else:

@@ -27,12 +27,15 @@ def volume_sha256(volume: Volume) -> str:
 
 
 def content_sha256(cases: Iterable[Case]) -> str:
-    """Hex digest over id, channels, mask and raters of every case, in order. The affine and the path do not enter."""
+    """Hex digest over id, channels, mask and raters of every case, in order, with their affines to 1e-4 mm; the path does not enter."""
     digest = hashlib.sha256()
     for case in cases:
         digest.update(f"case {case.id!r} ".encode())
         for volume in (*case.channels, *([] if case.mask is None else [case.mask]), *case.raters):
             digest.update(f"{volume_sha256(volume)} ".encode())
+            if volume.has_geometry:
+                # Adding zero makes one number of the two zeros.
+                digest.update(f"{(np.round(volume.affine, 4) + 0.0).tolist()} ".encode())
         if case.mask is None:
             digest.update(b"no mask")
     return digest.hexdigest()

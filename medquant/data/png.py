@@ -38,7 +38,7 @@ def read_png(path: Path) -> Volume:
             if columns * rows > MAX_PIXELS:
                 raise InputError(f"{path}: {columns}×{rows} pixels, expected at most {MAX_PIXELS}; crop or split the image")
             if columns * rows > max(_SUSPECT_PIXELS, _SUSPECT_GROWTH * path.stat().st_size):
-                raise InputError(f"{path}: {columns}×{rows} pixels in {path.stat().st_size} bytes, too dense for an image; crop or split it")
+                raise InputError(f"{path}: {columns}×{rows} pixels in {path.stat().st_size} bytes are no image; crop or split it")
             if image.mode not in _GRAY_MODES:
                 raise InputError(f"{path}: found pixels of mode {image.mode}, expected gray; {_REMEDY}")
             pixels = np.asarray(image).astype(_GRAY_MODES[image.mode], copy=False)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medquant.data.content import volume_sha256
 from medquant.data.normalise import Normalisation, Statistics
 from medquant.data.prepared_grid import GridRule, PreparedGrid
-from medquant.data.stored import ArrayCache
+from medquant.data.stored import ArrayCache, StoredVolume
 from medquant.data.volume import Case, FloatArray, LabelArray, Volume
 from medquant.errors import CheckpointError, GeometryError, InputError
 
@@ -165,8 +165,12 @@ def prepare_case(case: Case, preparation: Preparation, cache: ArrayCache) -> Pre
     Raises:
         GeometryError: the channels, masks and the image do not lie on one grid.
         InputError: an image holds NaN or Inf.
+        UsageError: what the cache holds of the case is damaged.
     """
     check_same_place(case)
+    for volume in (*case.channels, *case.raters, *(() if case.mask is None else (case.mask,))):
+        if isinstance(volume, StoredVolume):
+            volume.verify()
     grid = preparation.grid.grid(case.image)
     channels = tuple(_on_grid(volume, grid, cache, is_mask=False) for volume in case.channels)
     drawn = case.raters or (() if case.mask is None else (case.mask,))
@@ -210,7 +214,10 @@ def _on_grid(volume: Volume, grid: PreparedGrid, cache: ArrayCache, is_mask: boo
     def make() -> Volume:
         return Volume(grid.mask(volume.array) if is_mask else grid.image(volume.array), affine, volume.has_geometry)
 
-    return cache.keep(f"prepared {volume_sha256(volume)} {grid} {'mask' if is_mask else 'image'}", make)
+    kept = cache.keep(f"prepared 1 {volume_sha256(volume)} {grid} {'mask' if is_mask else 'image'}", make)
+    if isinstance(kept, StoredVolume):
+        kept.verify()
+    return kept
 
 
 class ReorientedVolume(Volume):

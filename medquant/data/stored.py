@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from medquant.data.content import array_sha256
 from medquant.data.volume import Volume
 from medquant.errors import InputError, MedquantError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 """Enters every key: raise it when the meaning of stored voxels changes, and old files are simply not found again."""
 
 VOLUMES = "volumes"
@@ -101,6 +102,16 @@ class StoredVolume(Volume):
         """Digest of the voxels, as :func:`medquant.data.content.array_sha256` gives it."""
         return str(self.__dict__["sha256"])
 
+    def verify(self) -> None:
+        """Compare the voxels with their digest: a disk may have changed a bit since they were written.
+
+        Raises:
+            UsageError: they differ, or the file is gone.
+        """
+        if array_sha256(self.array) != self.sha256:
+            path: Path = self.__dict__["_path"]
+            raise UsageError(f"{path}: the cached array is damaged, its SHA-256 is not the one noted; delete the cache and start again")
+
     def __repr__(self) -> str:
         return f"StoredVolume(shape={self.shape}, dtype={self.dtype})"
 
@@ -123,13 +134,26 @@ class ArrayCache:
 
     @staticmethod
     def default_folder() -> Path:
-        """``$MEDQUANT_CACHE``, or ``medquant`` in the user's cache folder, or in the temporary folder where that cannot be written."""
+        """``$MEDQUANT_CACHE``, or ``medquant`` in the user's cache folder, or, where that cannot be written, a temporary one.
+
+        Raises:
+            UsageError: the folder in the temporary folder belongs to another user.
+        """
         named = os.environ.get(_CACHE_VARIABLE)
         if named:
             return Path(named)
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         parent = next((folder for folder in (base, *base.parents) if folder.exists()), base)
-        return (base if os.access(parent, os.W_OK) else Path(tempfile.gettempdir())) / "medquant"
+        if os.access(parent, os.W_OK):
+            return base / "medquant"
+        # Shared by all users of a machine: a name of one's own, and below it nothing that another user could have put there.
+        own = Path(tempfile.gettempdir()) / f"medquant-{os.getuid()}"
+        with contextlib.suppress(FileExistsError):
+            own.mkdir(mode=0o700)
+        state = own.lstat()
+        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o022:
+            raise UsageError(f"{own}: the cache folder belongs to somebody else; set MEDQUANT_CACHE or data.cache to a folder of your own")
+        return own
 
     def volume(self, sources: Sequence[Path], settings: str, read: Callable[[], Volume]) -> Volume:
         """The volume made from some files.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medquant.data.prepared import PreparedCase
-from medquant.data.volume import Case, DatasetInfo
+from medquant.data.volume import Case, DatasetInfo, Volume
 from medquant.evaluate.evaluation import Evaluation
 from medquant.report.overlay import MethodPanel, OverlayRow, focus, overlay_figure
 from medquant.report.plots import DicePoint, dice_against_memory, training_curves
@@ -30,7 +31,7 @@ def draw_pictures(
     label = "float" if session.plan.is_float else f"W{quant.wbits}A{quant.abits}"
     training_curves(read_records(session.run_folder.path / METRICS_NAME), folder / "training.png")
     named = ([("float", twin)] if twin is not None else []) + [(label, evaluation)]
-    overlay_figure(_overlay_rows([case.case for case in pictured(cases)], info, named), folder / "overlay.png")
+    overlay_figure(_overlay_rows([_as_seen(case) for case in pictured(cases)], info, named), folder / "overlay.png")
     dice_against_memory(
         _points(info, label, evaluation, twin, document), folder / "dice_memory.png", baselines=_best_trivial(document, info)
     )
@@ -46,6 +47,15 @@ def drawn_class(info: DatasetInfo, cases: Sequence[Case]) -> int:
 def pictured(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
     """The cases that are drawn."""
     return list(cases[:: max(1, len(cases) // _ROWS)][:_ROWS])
+
+
+def _as_seen(case: PreparedCase) -> Case:
+    """The case with its gray values cut to the window the network sees, so that a CT shows soft tissue instead of bone."""
+    rule = case.normalisation
+    if rule.kind != "range":
+        return case.case
+    shown = np.clip(np.asarray(case.case.image.array, dtype=np.float32), rule.low, rule.high)
+    return replace(case.case, image=Volume(shown, case.case.image.affine, case.case.image.has_geometry))
 
 
 def _overlay_rows(cases: Sequence[Case], info: DatasetInfo, named: Sequence[tuple[str, Evaluation]]) -> list[OverlayRow]:

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from medquant.data import atomic
-from medquant.data.content import array_sha256, volume_sha256
+from medquant.data.content import array_sha256, content_sha256, volume_sha256
+from medquant.data.normalise import Normalisation
+from medquant.data.prepared import Preparation, prepare_case
 from medquant.data.stored import ArrayCache, StoredVolume
-from medquant.data.volume import Volume
+from medquant.data.volume import Case, Volume
 from medquant.errors import InputError, UsageError
 
 AFFINE = np.array([[0, 0.1 + 0.2, 0, -31.7], [-1e-3, 0, 0, 5], [0, 0, 7.5, 1 / 3], [0, 0, 0, 1]])
@@ -308,7 +310,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from medquant.data.stored import ArrayCache
-from medquant.data.volume import Volume
+from medquant.data.volume import Case, Volume
 from medquant.errors import UsageError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -333,7 +335,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from medquant.data import stored
-from medquant.data.volume import Volume
+from medquant.data.volume import Case, Volume
 left = int(sys.argv[2])
 def die(*arguments):
     global left
@@ -432,7 +434,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from medquant.data.stored import ArrayCache
-from medquant.data.volume import Volume
+from medquant.data.volume import Case, Volume
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) // 1024
@@ -467,5 +469,43 @@ def test_the_usual_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert ArrayCache.default_folder() == tmp_path / "home" / ".cache" / "medquant"
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert ArrayCache.default_folder().name == "medquant"
     assert tmp_path / "home" not in ArrayCache.default_folder().parents
+
+
+def test_a_flipped_voxel_bit_is_found_before_a_case_is_used(cache: ArrayCache) -> None:
+    volume = cache.keep("made", lambda: Volume(_array(), AFFINE))
+    mask = cache.keep("mask", lambda: Volume((_array() > 0).astype(np.uint8), AFFINE))
+    assert isinstance(volume, StoredVolume)
+    volume.verify()
+    case = Case("a", "a", "", volume, mask, "made")
+    prepare_case(case, Preparation(Normalisation("zscore_slice")), cache)
+    path = next(file for file in cache.folder.rglob("*.npy") if np.load(file).dtype == np.int16)  # type: ignore[union-attr]
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(bytes(content))
+    with pytest.raises(UsageError, match="cached array is damaged"):
+        prepare_case(case, Preparation(Normalisation("zscore_slice")), cache)
+
+
+def test_the_temporary_folder_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDQUANT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home" / "cache"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    own = tmp_path / f"medquant-{os.getuid()}"
+    assert ArrayCache.default_folder() == own
+    assert own.stat().st_mode & 0o077 == 0
+    assert ArrayCache.default_folder() == own  # a second time, now that it is there
+    own.chmod(0o777)
+    with pytest.raises(UsageError, match="belongs to somebody else"):
+        ArrayCache.default_folder()
+
+
+def test_the_digest_of_a_dataset_knows_where_the_voxels_lie() -> None:
+    moved = AFFINE.copy()
+    moved[0, 3] += 1.0
+    cases = [Case("a", "a", "", Volume(_array(), affine), None, "made") for affine in (AFFINE, moved, AFFINE + 1e-6)]
+    first, other, rounded = (content_sha256([case]) for case in cases)
+    assert first != other
+    # Headers hold single precision: a micrometre apart is the same place.
+    assert first == rounded

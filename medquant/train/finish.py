@@ -88,6 +88,7 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
         predictor = FloatPredictor(_trained_float(session), session.size_multiple, session.dimensions)
     session.reporter.message(f"scoring {len(cases)} cases of the {config.eval.split} part")
     evaluation = _evaluate(session, cases, predictor)
+    _say_what_was_not_found(session, evaluation)
     searched = {"own": _search(session, cases, predictor)}
     twin = None
     if (float_predictor := _twin_predictor(session)) is not None:
@@ -97,6 +98,16 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
     if searched["own"] is not None:
         document["threshold_search"] = searched
     return Finished(document, evaluation, twin)
+
+
+def _say_what_was_not_found(session: TrainingSession, evaluation: Evaluation) -> None:
+    """A network that calls everything background must not pass for one that merely scores badly."""
+    for name in session.dataset.info.scored:
+        found = [score.dice[name] for score in evaluation.scores]
+        if found and not any(found):
+            session.reporter.message(
+                f"not a voxel of {name} was found in any case: the network was trained too little, or on too few cases"
+            )
 
 
 def _search(session: TrainingSession, cases: Sequence[PreparedCase], predictor: MaskPredictor) -> dict[str, object] | None:

@@ -126,7 +126,7 @@ def test_eval_json_holds_what_is_promised(finished_run: Path) -> None:
     document = _json(finished_run / "eval.json")
     assert set(document) >= EVAL_KEYS
     assert document["engine"] == "torch"
-    assert document["agreement"] == {"checked": 2 * 3 * 44 * 44, "differing": 0}
+    assert document["agreement"] == {"checked": 2 * 3 * 48 * 48, "differing": 0}
     (case,) = document["cases"]  # type: ignore[misc]
     assert case["id"] == "site1-sub01"
     for section in (document, document["float_twin"]):

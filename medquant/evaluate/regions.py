@@ -46,15 +46,24 @@ class CoarseRegion(RegionFinder):
         preparation: how the coarse network takes a case.
         margin_mm: kept around the box, along all three axes.
         minimum: least size of the region along both in-plane axes, pixels of the fine grid (less where the slice is smaller).
+        cache: where images at low resolution are kept; None for nowhere.
     """
 
-    def __init__(self, predictor: MaskPredictor, preparation: Preparation, margin_mm: float, minimum: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        predictor: MaskPredictor,
+        preparation: Preparation,
+        margin_mm: float,
+        minimum: tuple[int, int],
+        cache: ArrayCache | None = None,
+    ) -> None:
         self.predictor, self.preparation, self.margin_mm, self.minimum = predictor, preparation, margin_mm, minimum
+        self.cache = cache or ArrayCache(None)
 
     def place(self, case: PreparedCase) -> PreparedCase:
         """The case cut to the box; whole where the coarse network finds nothing."""
-        # Neither mask nor cache: found anew from the voxels, as for a scan that has no truth.
-        coarse = prepare_case(replace(case.case, mask=None, raters=()), self.preparation, ArrayCache(None))
+        # Without its masks, as for a scan that has none.
+        coarse = prepare_case(replace(case.case, mask=None, raters=()), self.preparation, self.cache)
         box = largest_piece(predict_window(coarse, self.predictor))
         return case if box is None else case.with_window(self._window(box, coarse.grid, case.grid))
 
@@ -123,12 +132,15 @@ def largest_piece(mask: LabelArray) -> tuple[slice, slice, slice] | None:
     return i, j, k
 
 
-def region_from_json(data: Mapping[str, object], coarse: tuple[MaskPredictor, Preparation] | None) -> RegionFinder:
+def region_from_json(
+    data: Mapping[str, object], coarse: tuple[MaskPredictor, Preparation] | None, cache: ArrayCache | None = None
+) -> RegionFinder:
     """The region rule of a model file.
 
     Args:
         data: ``kind`` and, for a coarse region, ``margin_mm`` and ``minimum``.
         coarse: the coarse network the file holds, and how it takes a case.
+        cache: where images at low resolution are kept; None for nowhere.
 
     Raises:
         CheckpointError: the rule is not readable, or there is no coarse network.
@@ -143,7 +155,7 @@ def region_from_json(data: Mapping[str, object], coarse: tuple[MaskPredictor, Pr
     number = float(margin) if isinstance(margin, int | float) and not isinstance(margin, bool) else math.nan
     if len(sides) != 2 or kind != "coarse" or coarse is None or not 0 <= number < math.inf:
         raise CheckpointError(f"stored region rule {dict(data)!r} is not readable, or its coarse network is missing; train the model anew")
-    return CoarseRegion(*coarse, number, (sides[0], sides[1]))
+    return CoarseRegion(*coarse, number, (sides[0], sides[1]), cache)
 
 
 def _inside(first: int, wanted: int, available: int) -> tuple[int, int]:

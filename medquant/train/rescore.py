@@ -120,8 +120,8 @@ def _prepared(packed: PackedModel, cases: Sequence[Case]) -> list[PreparedCase]:
     if packed.coarse is not None:
         found = ProgramPredictor(packed.coarse.program, packed.coarse.metadata.size_multiple)
         coarse = found, Preparation.from_json(packed.coarse.metadata.preparation)
-    region = region_from_json(packed.metadata.region, coarse)
     preparation, cache = Preparation.from_json(packed.metadata.preparation), ArrayCache(ArrayCache.default_folder())
+    region = region_from_json(packed.metadata.region, coarse, cache)
     for rule in (preparation, *([] if coarse is None else [coarse[1]])):
         _check_grids(rule, cases)
     alone = [replace(case, raters=()) for case in cases]

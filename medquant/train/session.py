@@ -185,7 +185,7 @@ class TrainingSession:
             packed = load_packed(file)
             predictor = ProgramPredictor(packed.program, packed.metadata.size_multiple)
             preparation = Preparation.from_json(packed.metadata.preparation)
-            return CoarseRegion(predictor, preparation, data.region_margin_mm, data.patch_size)
+            return CoarseRegion(predictor, preparation, data.region_margin_mm, data.patch_size, self.cache)
         return TruthCentredRegion(data.patch_size) if data.region == "paper_truth_centred" else WholeRegion()
 
     def _check_epochs(self) -> None:

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Sampler
 
 from medquant.config.schema import DataConfig
 from medquant.data.patches import PatchDataset
-from medquant.errors import InputError
 
 _PREFETCHED = 3
 """Batches a worker prepares ahead."""
@@ -54,13 +53,9 @@ class EpochBatches:
             atexit.register(self.close)
 
     def epoch(self, epoch: int, first_step: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (N, C, H, W) float32 and labels (N, H, W) int64 of steps ``first_step`` to ``steps - 1`` of an epoch.
-
-        Raises:
-            InputError: a worker was killed.
-        """
+        """Images (N, C, H, W) float32 and labels (N, H, W) int64 of steps ``first_step`` to ``steps - 1`` of an epoch."""
         self._plan.choose(epoch, first_step, steps)
-        for images, labels in self._batches():
+        for images, labels in self._loader:
             moved = images.to(self.device, non_blocking=True)
             yield moved.contiguous(memory_format=self.layout), labels.to(self.device, non_blocking=True)
 
@@ -71,26 +66,20 @@ class EpochBatches:
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        try:
-            yield from self._loader
-        except RuntimeError as error:
-            if not _is_killed(error):
-                raise
-            raise InputError(
-                "a process that loads patches was killed, perhaps for want of memory; continue with --resume where more is free"
-            ) from error
+
+KILLED = "a process that loads patches was killed, perhaps for want of memory; continue with --resume where more is free"
+
+
+def worker_was_killed(error: RuntimeError) -> bool:
+    """Whether this is torch's way of saying so: its signal handler raises it wherever the training process happens to be."""
+    text = str(error)
+    return text.startswith("DataLoader worker") and ("exited unexpectedly" in text or "killed by signal" in text)
 
 
 def _start_worker(number: int) -> None:
     """Ctrl-C, and the end of a batch job, go to every process: the training process answers them, saves, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _is_killed(error: RuntimeError) -> bool:
-    text = str(error)
-    return text.startswith("DataLoader worker") and ("exited unexpectedly" in text or "killed by signal" in text)
 
 
 class _EpochPlan(Sampler[list[tuple[int, int]]]):

@@ -29,7 +29,7 @@ from medquant.data.stored import ArrayCache
 from medquant.data.volume import Dataset, Volume
 from medquant.deploy.engines import get_engine
 from medquant.deploy.packed import load_model as load_packed
-from medquant.errors import CheckpointError, ConfigError
+from medquant.errors import CheckpointError, ConfigError, InputError
 from medquant.evaluate.evaluation import mean_dice, select_cases
 from medquant.evaluate.predictors import FloatPredictor, ProgramPredictor
 from medquant.evaluate.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
@@ -41,7 +41,7 @@ from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
 from medquant.quant.plan import QuantPlan, resolve_plan
 from medquant.train.batch_norm import reestimate_batch_norm
-from medquant.train.batches import EpochBatches
+from medquant.train.batches import KILLED, EpochBatches, worker_was_killed
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from medquant.train.precision import choose_device, use_bfloat16
 from medquant.train.recorder import Recorder
@@ -247,6 +247,7 @@ class TrainingSession:
         Raises:
             InterruptedRunError: stopped on request, saved.
             CheckpointError: the disk is full, or a checkpoint is damaged.
+            InputError: a process that loads patches was killed.
         """
         if self.config.data.region == "coarse":
             # Imported here: the coarse stage is itself a session.
@@ -262,6 +263,10 @@ class TrainingSession:
                 self._train_float()
             if not self.plan.is_float:
                 self._train_quantized()
+        except RuntimeError as error:
+            if not worker_was_killed(error):
+                raise
+            raise InputError(f"{self.run_folder.path}: {KILLED}") from error
         finally:
             self.around.batches.close()
             self.around.recorder.close()

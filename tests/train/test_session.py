@@ -12,7 +12,7 @@ import pytest
 from small_sessions import PROCESS_PEAK_BYTES, SLICE_SIDE, finish_small, half_written, resume_small, start_small, train_small
 
 from medquant.deploy.packed import load_model
-from medquant.errors import CheckpointError, ConfigError, EngineMismatchError, UsageError
+from medquant.errors import CheckpointError, ConfigError, EngineMismatchError, InputError, UsageError
 from medquant.train import finish as finish_module
 from medquant.train import stage as stage_module
 from medquant.train.checkpoint import load_checkpoint
@@ -287,3 +287,15 @@ def test_a_wrong_name_is_found_before_anything_is_written(tmp_path: Path, overri
     with pytest.raises(error, match=words):
         start_small(tmp_path / "run", override)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_loading_process_is_named_and_other_errors_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, kind in (("DataLoader worker (pid 7) is killed by signal: Killed. ", InputError), ("mat1 and mat2", RuntimeError)):
+
+        def fail(_: object, text: str = text) -> None:
+            raise RuntimeError(text)
+
+        session = start_small(tmp_path / kind.__name__)
+        monkeypatch.setattr("medquant.train.stage.StageRunner.run", fail)
+        with pytest.raises(kind, match="continue with --resume where more is free" if kind is InputError else text):
+            session.run()

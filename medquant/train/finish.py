@@ -29,10 +29,11 @@ from medquant.evaluate.threshold_search import search_thresholds
 from medquant.quant.lower import lower
 from medquant.quant.network import QuantNetwork
 from medquant.quant.program import IntegerProgram
+from medquant.train.building import outputs_for, plan_network
 from medquant.train.checkpoint import has_checkpoint, load_checkpoint
 from medquant.train.pictures import draw_pictures, pictured
 from medquant.train.run_folder import finished_now, write_json
-from medquant.train.session import TrainingSession, outputs_for, plan_network
+from medquant.train.session import TrainingSession
 from medquant.train.state import load_model
 
 INTENDED_USE = "Research. Not a medical device; not validated for diagnosis or treatment."

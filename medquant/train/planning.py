@@ -13,8 +13,8 @@ from medquant.evaluate.ledger import Ledger, weigh_plan
 from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
 from medquant.quant.plan import QuantPlan
+from medquant.train.building import build_network, outputs_for, plan_network
 from medquant.train.run_folder import RunFolder, stored_config
-from medquant.train.session import build_network, outputs_for, plan_network
 from medquant.train.start import TrainRequest, resolve_config
 
 

@@ -16,7 +16,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from medquant.config.bits import parse_rule
 from medquant.config.schema import Config
 from medquant.data.augment import Augmenter
 from medquant.data.ct_window import foreground_window, is_ct
@@ -25,7 +24,6 @@ from medquant.data.patches import PatchDataset
 from medquant.data.prepared import Preparation, PreparedCase, prepare_cases
 from medquant.data.prepared_grid import GridRule, choose_slice_axis
 from medquant.data.split import Split
-from medquant.data.stored import ArrayCache
 from medquant.data.volume import Dataset, Volume
 from medquant.deploy.engines import get_engine
 from medquant.deploy.packed import load_model as load_packed
@@ -33,15 +31,11 @@ from medquant.errors import CheckpointError, ConfigError, InputError
 from medquant.evaluate.evaluation import mean_dice, select_cases
 from medquant.evaluate.predictors import FloatPredictor, ProgramPredictor
 from medquant.evaluate.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
-from medquant.models import build_model
-from medquant.quant.capture import capture
-from medquant.quant.fold import simplify
-from medquant.quant.graph import Graph
 from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
-from medquant.quant.plan import QuantPlan, resolve_plan
 from medquant.train.batch_norm import reestimate_batch_norm
 from medquant.train.batches import KILLED, EpochBatches, worker_was_killed
+from medquant.train.building import build_network, configured_cache, outputs_for, plan_network
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from medquant.train.precision import choose_device, use_bfloat16
 from medquant.train.recorder import Recorder
@@ -56,38 +50,6 @@ Network = TypeVar("Network", bound=nn.Module)
 # Samples for calibration and batch norm come from epochs no training stage reaches.
 _CALIBRATION_EPOCH = 2_000_000
 _BATCH_NORM_EPOCH = 3_000_000
-
-
-def outputs_for(classes: int) -> int:
-    """Outputs of a network: one for two classes (its sign decides), otherwise one for each class."""
-    return 1 if classes == 2 else classes
-
-
-def build_network(config: Config, inputs: int, outputs: int) -> nn.Module:
-    """The float network of a configuration, for images of ``inputs`` channels.
-
-    Raises:
-        ConfigError: an unknown network name.
-    """
-    model = config.model
-    options = model.model_dump(exclude={"name"})
-    return build_model(model.name, in_channels=inputs, out_channels=outputs, **options)
-
-
-def plan_network(config: Config, network: nn.Module, inputs: int) -> tuple[Graph, QuantPlan]:
-    """The simplified graph of a float network and the bits of its layers.
-
-    Raises:
-        UsageError: a layer rule matches nothing.
-        ConfigError: the network holds something that has no integer form.
-    """
-    parameter = next(network.parameters())
-    side = 2**config.model.depth
-    example = torch.zeros((2, inputs, *[side] * config.model.dimensions), device=parameter.device)
-    graph = simplify(capture(network, example))
-    quant = config.quant
-    rules = [parse_rule(text) for text in quant.layer_bits]
-    return graph, resolve_plan(graph, quant.wbits, quant.abits, quant.edge_bits, rules)
 
 
 class TrainingSession:
@@ -355,12 +317,6 @@ class TrainingSession:
     def _reestimate(self, network: nn.Module) -> None:
         steps = min(2 * self.config.quant.calibration_batches, self.config.train.steps_per_epoch)
         reestimate_batch_norm(network, (images for images, _ in self.around.batches.epoch(_BATCH_NORM_EPOCH, 0, steps)))
-
-
-def configured_cache(config: Config) -> ArrayCache:
-    """Where decoded and resampled arrays go."""
-    named = config.data.cache
-    return ArrayCache(None if named == "off" else ArrayCache.default_folder() if named is None else Path(named))
 
 
 def _weights_of(network: nn.Module) -> Checkpoint:

@@ -15,9 +15,10 @@ from medquant.data.split import SplitRule, check_no_leak, make_split
 from medquant.data.stored import VOLUMES
 from medquant.data.volume import Dataset
 from medquant.errors import InputError, UsageError
+from medquant.train.building import configured_cache
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RunFolder, newest_run, start_document
-from medquant.train.session import TrainingSession, configured_cache
+from medquant.train.session import TrainingSession
 
 RUNS = Path("runs")
 """Where new runs go, below the current folder."""

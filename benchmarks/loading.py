@@ -82,7 +82,7 @@ _TRAINING = """
 import json, sys
 from pathlib import Path
 from medquant.evaluate.evaluation import evaluate_cases
-from medquant.evaluate.predictors import FloatPredictor
+from medquant.predict.float_predictor import FloatPredictor
 from medquant.train.reporting import SilentReporter
 from medquant.train.start import TrainRequest, start_training
 

@@ -16,29 +16,40 @@ def quantize_image(image: NDArray[np.float32], image_format: TensorFormat) -> ND
     return quantized
 
 
-def decide(output: NDArray[np.int64], program: IntegerProgram) -> NDArray[np.uint8]:
+def decide(output: NDArray[np.int32], program: IntegerProgram) -> NDArray[np.uint8]:
     """Class numbers from output integers, (N, outputs, *S) → (N, *S): argmax, or for one output whether it is above real zero.
 
-    Channels of different exponents are brought to one grid first, in integers. Equal values go to the lower class.
+    Channels of different exponents are brought to one grid first, in integers. Equal values go to the lower class. Working
+    memory does not grow with the number of classes.
     """
-    values = output - _zero_point(program)
+    outputs = output.shape[1]
     mask: NDArray[np.uint8]
-    if values.shape[1] == 1:
-        mask = (values[:, 0] > 0).astype(np.uint8)
+    if outputs == 1:
+        mask = (output[:, 0] > _zero_point(program)).astype(np.uint8)
         return mask
-    if len(set(program.output_exponents)) > 1:
-        finest = max(program.output_exponents)
-        shifts = np.array([finest - exponent for exponent in program.output_exponents], dtype=np.int64)
-        values = values << shifts.reshape(1, -1, *[1] * (values.ndim - 2))
-    mask = np.argmax(values, axis=1).astype(np.uint8)
+    # Values of a network that ends in a format have one zero point and one exponent: neither changes which is largest.
+    finest = max(program.output_exponents)
+    mixed = len(set(program.output_exponents)) > 1
+    mask = np.zeros((output.shape[0], *output.shape[2:]), dtype=np.uint8)
+    best = _on_grid(output[:, 0], finest - program.output_exponents[0] if mixed else None)
+    for number in range(1, outputs):
+        values = _on_grid(output[:, number], finest - program.output_exponents[number] if mixed else None)
+        larger = values > best
+        mask[larger] = number
+        np.copyto(best, values, where=larger)
     return mask
 
 
-def real_outputs(output: NDArray[np.int64], program: IntegerProgram) -> NDArray[np.float32]:
+def real_outputs(output: NDArray[np.int32], program: IntegerProgram) -> NDArray[np.float32]:
     """The real numbers output integers stand for, (N, outputs, *S); comparing them with 0 decides as :func:`decide` does."""
     scales = np.array([2.0**-exponent for exponent in program.output_exponents])
-    values = (output - _zero_point(program)) * scales.reshape(1, -1, *[1] * (output.ndim - 2))
+    values = (output.astype(np.int64) - _zero_point(program)) * scales.reshape(1, -1, *[1] * (output.ndim - 2))
     return np.asarray(values, dtype=np.float32)
+
+
+def _on_grid(values: NDArray[np.int32], left: int | None) -> NDArray[np.int32] | NDArray[np.int64]:
+    """A copy, shifted left by so many bits where there are several grids; 32 bits may not hold what is shifted."""
+    return values.copy() if left is None else values.astype(np.int64) << left
 
 
 def _zero_point(program: IntegerProgram) -> int:

@@ -13,15 +13,15 @@ from medquant.data.prepared import PreparedCase
 from medquant.data.volume import Case, Dataset, DatasetInfo, LabelArray
 from medquant.errors import InputError
 from medquant.evaluate.baseline import baseline
-from medquant.evaluate.blocks import predict_blocks
 from medquant.evaluate.case_metrics import case_metrics
 from medquant.evaluate.dice import CaseScore, confusion, score_case
 from medquant.evaluate.intervals import Summary, summarise
-from medquant.evaluate.predictors import MaskPredictor
+from medquant.predict.blocks import predict_blocks
+from medquant.predict.predictors import MaskPredictor
+from medquant.predict.windows import SLICES_AT_ONCE, predict_case
 
 SCHEMA = 1
 
-_SLICES_AT_ONCE = 16
 _GOLDEN = (5**0.5 - 1) / 2
 _BY_CLASS_ENDINGS = ("_iou", "_precision", "_recall")
 
@@ -61,19 +61,6 @@ def select_cases(dataset: Dataset, ids: Sequence[str]) -> list[Case]:
             f"{dataset.info.name}: {len(wanted)} cases asked for, missing: {', '.join(missing[:5]) or 'all'}; is it the data of the run?"
         )
     return found
-
-
-def predict_window(case: PreparedCase, predictor: MaskPredictor) -> LabelArray:
-    """The predicted mask of a case's region, (I, J, K); networks that take volumes see it in overlapping blocks."""
-    if predictor.dimensions == 3:
-        return predict_blocks(case, predictor)
-    masks = [predictor(images) for images in case.images(_SLICES_AT_ONCE)]
-    return np.concatenate(masks).transpose(1, 2, 0)
-
-
-def predict_case(case: PreparedCase, predictor: MaskPredictor) -> LabelArray:
-    """The predicted mask of a case on the grid of its file, (I, J, K)."""
-    return case.restore(predict_window(case, predictor))
 
 
 def evaluate_cases(
@@ -128,7 +115,7 @@ def mean_dice(cases: Sequence[PreparedCase], info: DatasetInfo, predictor: MaskP
         if predictor.dimensions == 3:
             prediction = predict_blocks(case, predictor).transpose(2, 0, 1)
         else:
-            groups = [chosen[first : first + _SLICES_AT_ONCE] for first in range(0, len(chosen), _SLICES_AT_ONCE)]
+            groups = [chosen[first : first + SLICES_AT_ONCE] for first in range(0, len(chosen), SLICES_AT_ONCE)]
             prediction = np.concatenate([predictor(np.stack([case.image(k) for k in group])) for group in groups])
         overlaps = confusion(prediction, truth, info.classes, info.regions)
         for name in info.scored:

@@ -11,7 +11,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medquant.errors import CheckpointError, EngineMismatchError, InputError, MedquantError, UsageError
@@ -67,22 +67,30 @@ def _read_report(child: subprocess.CompletedProcess[str], model_path: Path, shap
 def _measure(model_path: Path, shape: tuple[int, ...], engine_name: str) -> dict[str, int]:
     """In the child: import all that is needed, note the idle memory, then load and run."""
     import numpy as np
-    import torch
 
-    from medquant.deploy.engines import get_engine
+    from medquant.deploy.engines import open_engine
     from medquant.deploy.packed import load_model
+    from medquant.deploy.self_test import small_program
 
-    engine_type = get_engine(engine_name)
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        torch.cuda.init()
-        torch.cuda.reset_peak_memory_stats()
+    # Opening any program imports the engine's library, which is not what the model takes.
+    open_engine(engine_name, small_program())
+    gpu_peak = _gpu_peak_counter()
     idle = _idle_bytes()
     model = load_model(model_path)
     _check_shape(shape, model.program.image.channels, model.metadata.size_multiple)
-    engine_type(model.program).run(np.zeros(shape, dtype=np.uint8))
-    gpu = int(torch.cuda.max_memory_allocated()) if has_gpu else 0
+    open_engine(engine_name, model.program).run(np.zeros(shape, dtype=np.uint8))
+    gpu = gpu_peak()
     return {"idle_bytes": idle, "process_peak_bytes": max(0, _peak_bytes() - idle) + gpu, "gpu_peak_bytes": gpu}
+
+
+def _gpu_peak_counter() -> Callable[[], int]:
+    """A function that gives the largest number of bytes torch has held on a GPU from now on; 0 where torch is not in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return lambda: 0
+    torch.cuda.init()
+    torch.cuda.reset_peak_memory_stats()
+    return lambda: int(torch.cuda.max_memory_allocated())
 
 
 def _check_shape(shape: tuple[int, ...], channels: int, multiple: int) -> None:

@@ -16,7 +16,7 @@ from medquant.data.volume import DatasetInfo, FloatArray, LabelArray
 from medquant.errors import InputError
 from medquant.evaluate.case_metrics import members
 from medquant.evaluate.em_scores import best_over_thresholds, stack_em_score
-from medquant.evaluate.predictors import MaskPredictor
+from medquant.predict.predictors import MaskPredictor
 
 PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """The steps of the challenge's scripts, without the two ends, at which everything is one class."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    # Model files are read and run without torch; only networks in training hold its tensors.
+    from torch import Tensor
 
 UpsampleMode = Literal["nearest", "linear"]
 

@@ -18,14 +18,15 @@ from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.packed import load_model as load_packed
 from medquant.deploy.packed import save_model
 from medquant.errors import CheckpointError, EngineMismatchError, InputError, InterruptedRunError, UsageError
-from medquant.evaluate.blocks import shown_at_once
 from medquant.evaluate.evaluation import SCHEMA as EVAL_SCHEMA
 from medquant.evaluate.evaluation import Evaluation, baseline_document, evaluate_cases, scores_document
 from medquant.evaluate.intervals import summarise
 from medquant.evaluate.ledger import Ledger, weigh_plan, weigh_program
-from medquant.evaluate.predictors import FloatPredictor, MaskPredictor, ProgramPredictor
 from medquant.evaluate.process_memory import measure_process_peak
 from medquant.evaluate.threshold_search import search_thresholds
+from medquant.predict.blocks import shown_at_once
+from medquant.predict.float_predictor import FloatPredictor
+from medquant.predict.predictors import MaskPredictor, ProgramPredictor
 from medquant.quant.lower import lower
 from medquant.quant.network import QuantNetwork
 from medquant.quant.program import IntegerProgram

@@ -13,15 +13,15 @@ from medquant.data.reading import ReadOptions
 from medquant.data.split import Split
 from medquant.data.stored import ArrayCache
 from medquant.data.volume import Case, Dataset
-from medquant.deploy.engines import get_engine
+from medquant.deploy.engines import check_engine
 from medquant.deploy.packed import PackedModel, load_model
 from medquant.errors import InputError, UsageError
-from medquant.evaluate.blocks import shown_at_once
 from medquant.evaluate.evaluation import SCHEMA, baseline_document, evaluate_cases, scores_document, select_cases
 from medquant.evaluate.ledger import weigh_program
-from medquant.evaluate.predictors import ProgramPredictor
 from medquant.evaluate.process_memory import measure_process_peak
-from medquant.evaluate.regions import region_from_json
+from medquant.predict.blocks import shown_at_once
+from medquant.predict.predictors import ProgramPredictor
+from medquant.predict.regions import region_from_json
 from medquant.train.finish import score_session
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RunFolder, newest_run, stored_config
@@ -60,7 +60,7 @@ def rescore(request: EvalRequest, reporter: Reporter) -> dict[str, object]:
     """
     if request.part not in PARTS:
         raise UsageError(f"--split {request.part!r}: expected {', '.join(PARTS)}")
-    get_engine(request.engine)
+    check_engine(request.engine)
     target = request.target or newest_run(RUNS) or newest_run(Path())
     if target is None:
         raise UsageError("nothing to score: no run below this folder; train first, or name a run folder or a model file")

@@ -25,12 +25,13 @@ from medquant.data.prepared import Preparation, PreparedCase, prepare_cases
 from medquant.data.prepared_grid import GridRule, choose_slice_axis
 from medquant.data.split import Split
 from medquant.data.volume import Dataset, Volume
-from medquant.deploy.engines import get_engine
+from medquant.deploy.engines import check_engine
 from medquant.deploy.packed import load_model as load_packed
 from medquant.errors import CheckpointError, ConfigError, InputError
 from medquant.evaluate.evaluation import mean_dice, select_cases
-from medquant.evaluate.predictors import FloatPredictor, ProgramPredictor
-from medquant.evaluate.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
+from medquant.predict.float_predictor import FloatPredictor
+from medquant.predict.predictors import ProgramPredictor
+from medquant.predict.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
 from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
 from medquant.train.batch_norm import reestimate_batch_norm
@@ -75,7 +76,7 @@ class TrainingSession:
     ) -> None:
         self.config, self.dataset, self.split, self.run_folder, self.reporter = config, dataset, split, run, reporter
         self.stop_requested = stop_requested
-        get_engine(config.eval.engine)  # a name that does not exist must be found out now, not after hours of training
+        check_engine(config.eval.engine)  # a name that does not exist must be found out now, not after hours of training
         self.method = get_method(config.quant.method)
         # A resumed run takes the thread count it was started with: another one gives other bits.
         noted = run.document.get("threads")

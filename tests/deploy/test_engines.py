@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from medquant.config.bits import parse_rules
 from medquant.deploy.decide import quantize_image
-from medquant.deploy.engines import ENGINES, get_engine
+from medquant.deploy.engines import ENGINES, check_engine, open_engine
 from medquant.deploy.engines.base import Engine
-from medquant.errors import InputError, UsageError
+from medquant.deploy.engines.reference import ReferenceEngine
+from medquant.deploy.engines.torch_float import FloatTorchProgram
+from medquant.errors import EngineMismatchError, InputError, UsageError
 from medquant.models.unet import UNet, UNetOptions
 from medquant.quant.capture import capture
 from medquant.quant.fold import simplify
@@ -113,11 +115,13 @@ def assert_all_agree(network: QuantNetwork, x: Tensor, label: str) -> dict[str, 
     image = quantize_image(x.numpy(), program.format_of("input"))
     written: dict[str, dict[str, np.ndarray]] = {"simulation": integers_of_simulation(network, program, x)}
     outputs = {}
-    for name in EXACT:
-        engine = ENGINES[name](program)
+    for name, walk in (("reference", ReferenceEngine), ("torch in float", FloatTorchProgram)):
+        engine = walk(program)
         with recording(engine) as kept:
             outputs[name] = engine.run(image)
-        written[name] = {node: value.double().cpu().numpy() for node, value in kept.items()}
+        written[name] = {node: np.asarray(value, dtype=np.float64) for node, value in kept.items()}
+    for name in EXACT:
+        outputs[name] = ENGINES[name](program).run(image)
     expected = written.pop("reference")
     for name, tensors in written.items():
         assert tensors.keys() == expected.keys()
@@ -126,7 +130,7 @@ def assert_all_agree(network: QuantNetwork, x: Tensor, label: str) -> dict[str, 
     last = program.nodes[-1]
     zero_point = 0 if last.output is None else last.output.zero_point
     for name, output in outputs.items():
-        assert output.dtype == np.int64
+        assert output.dtype == np.int32
         assert np.array_equal(output, expected[last.name] + zero_point), f"{label}: what {name} returns is not what it wrote"
     return expected
 
@@ -281,7 +285,7 @@ def test_layers_beyond_float32_agree_and_would_not_in_float32(monkeypatch: pytes
     expected = assert_all_agree(network, x, "wide")
     assert np.abs(expected[program.nodes[-1].name]).max() > FLOAT32_EXACT_LIMIT
     # The same layers summed in float32: the accumulators lose their last bits, in the engine and in the simulation.
-    monkeypatch.setattr("medquant.deploy.engines.torch_engine.FLOAT32_EXACT_LIMIT", 2**62)
+    monkeypatch.setattr("medquant.deploy.engines.torch_float.FLOAT32_EXACT_LIMIT", 2**62)
     monkeypatch.setattr("medquant.quant.network.FLOAT32_EXACT_LIMIT", 2**62)
     image = quantize_image(x.numpy(), program.format_of("input"))
     last = program.nodes[-1].name
@@ -327,11 +331,11 @@ def test_images_of_another_kind_are_refused(name: str, image: Any) -> None:
 
 
 def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(get_engine(name) is engine for name, engine in ENGINES.items())
-    assert get_engine("auto").info.exact
-    assert get_engine("auto").info.priority == max(ENGINES[name].info.priority for name in EXACT)
+    program = tiny_program()
+    assert all(type(open_engine(name, program)) is ENGINES[name] for name in EXACT)
+    assert open_engine("auto", program).info.priority == max(ENGINES[name].info.priority for name in EXACT)
     with pytest.raises(UsageError, match=r"unknown engine 'tourch' \(did you mean 'torch'\?\); known: .*auto"):
-        get_engine("tourch")
+        open_engine("tourch", program)
 
     class Absent(Engine):
         info = ENGINES["torch"].info
@@ -343,7 +347,22 @@ def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         def run(self, image: Any) -> Any:
             raise NotImplementedError
 
-    monkeypatch.setitem(ENGINES, "torch", Absent)
-    assert get_engine("auto").info.name == "reference"
+    class Refusing(Engine):
+        info = ENGINES["torch"].info
+
+        def __init__(self, program: IntegerProgram) -> None:
+            raise EngineMismatchError("input: not this one")
+
+        def run(self, image: Any) -> Any:
+            raise NotImplementedError
+
+    for name in set(ENGINES) - {"reference"}:
+        monkeypatch.setitem(ENGINES, name, Absent)
+    assert open_engine("auto", program).info.name == "reference"
     with pytest.raises(UsageError, match="'torch' does not work here: its library is not installed"):
-        get_engine("torch")
+        check_engine("torch")
+
+    monkeypatch.setitem(ENGINES, "torch", Refusing)
+    assert open_engine("auto", program).info.name == "reference"
+    with pytest.raises(EngineMismatchError, match="not this one"):
+        open_engine("torch", program)

@@ -16,8 +16,9 @@ from medquant.data.stored import ArrayCache
 from medquant.data.volume import Case, Dataset, DatasetInfo, FloatArray, LabelArray, Volume
 from medquant.errors import InputError
 from medquant.evaluate.em_scores import stack_em_score
-from medquant.evaluate.evaluation import baseline_document, evaluate_cases, mean_dice, predict_case, scores_document, select_cases
-from medquant.evaluate.predictors import MaskPredictor
+from medquant.evaluate.evaluation import baseline_document, evaluate_cases, mean_dice, scores_document, select_cases
+from medquant.predict.predictors import MaskPredictor
+from medquant.predict.windows import predict_case
 
 INFO = DatasetInfo(name="toy", classes={0: "background", 1: "organ", 2: "lesion"}, scored=("organ", "lesion"))
 PLAIN = Normalisation("range", 0.0, 1.0)

@@ -16,8 +16,8 @@ from medquant.data.prepared import Preparation, PreparedCase, prepare_case
 from medquant.data.stored import ArrayCache
 from medquant.data.volume import Case, Volume
 from medquant.errors import InputError
-from medquant.evaluate.predictors import FloatPredictor
 from medquant.evaluate.threshold_search import search_thresholds
+from medquant.predict.float_predictor import FloatPredictor
 
 
 class _Logit(nn.Module):

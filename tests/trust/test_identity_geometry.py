@@ -24,7 +24,7 @@ from medquant.data.prepared import Preparation, PreparedCase, prepare_case
 from medquant.data.prepared_grid import GridRule
 from medquant.data.stored import ArrayCache
 from medquant.data.volume import Case, FloatArray, LabelArray, Volume
-from medquant.evaluate.evaluation import predict_case
+from medquant.predict.windows import predict_case
 
 ORIENTATIONS = [(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)]
 """All 48 ways to lay array axes along the body's axes; half of them mirror."""

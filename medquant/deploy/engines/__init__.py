@@ -5,23 +5,45 @@ from __future__ import annotations
 from medquant.deploy.engines.base import Engine
 from medquant.deploy.engines.reference import ReferenceEngine
 from medquant.deploy.engines.torch_engine import TorchEngine
-from medquant.errors import UsageError, unknown_name
+from medquant.errors import EngineMismatchError, UsageError, unknown_name
+from medquant.quant.program import IntegerProgram
 
 ENGINES: dict[str, type[Engine]] = {engine.info.name: engine for engine in (ReferenceEngine, TorchEngine)}
 
+AUTO = "auto"
 
-def get_engine(name: str) -> type[Engine]:
-    """The engine of this name; ``auto`` is the fastest exact one that works here.
+
+def check_engine(name: str) -> None:
+    """Refuse a name no engine has, or that of an engine that cannot work on this machine.
 
     Raises:
-        UsageError: there is none of this name, or it does not work on this machine.
+        UsageError: there is none of this name, or it does not work here.
     """
-    if name == "auto":
-        working = [engine for engine in ENGINES.values() if engine.info.exact and engine.unavailable() is None]
-        return max(working, key=lambda engine: engine.info.priority)
+    if name == AUTO:
+        return
     if name not in ENGINES:
-        raise UsageError(unknown_name("engine", name, [*ENGINES, "auto"]))
+        raise UsageError(unknown_name("engine", name, [*ENGINES, AUTO]))
     reason = ENGINES[name].unavailable()
     if reason is not None:
         raise UsageError(f"engine {name!r} does not work here: {reason}")
-    return ENGINES[name]
+
+
+def open_engine(name: str, program: IntegerProgram) -> Engine:
+    """The engine of this name with a program in it; ``auto``: the fastest exact one that works here and takes the program.
+
+    Raises:
+        UsageError: there is none of this name, or it does not work on this machine.
+        EngineMismatchError: the engine cannot run this program exactly.
+    """
+    check_engine(name)
+    if name != AUTO:
+        return ENGINES[name](program)
+    for engine in sorted(ENGINES.values(), key=lambda engine: -engine.info.priority):
+        if not engine.info.exact or engine.unavailable() is not None:
+            continue
+        try:
+            return engine(program)
+        except EngineMismatchError:
+            # It says itself that it would be wrong; the reference, last in line, takes every program.
+            continue
+    raise EngineMismatchError("no engine here runs this program")

@@ -1,36 +1,16 @@
-"""The interface every engine has, and the walk over a program's nodes that the torch-based ones share."""
+"""The interface every engine has. Knows no library: what an engine runs on is imported when it is opened."""
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from medquant.errors import EngineMismatchError, InputError
-from medquant.quant.convolution import convolve
-from medquant.quant.formats import TensorFormat, float32_adds_exactly
-from medquant.quant.graph import ConvGeometry
-from medquant.quant.program import (
-    AddNode,
-    AvgPoolNode,
-    ConcatNode,
-    ConvolutionNode,
-    ImageNode,
-    IntegerProgram,
-    MaxPoolNode,
-    Node,
-    ReluNode,
-    UpsampleNode,
-    last_readers,
-)
-
-_MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+from medquant.errors import InputError
+from medquant.quant.program import IntegerProgram
 
 
 @dataclass(frozen=True)
@@ -41,13 +21,15 @@ class EngineInfo:
         name: what users type.
         summary: one line.
         exact: whether the contract test has shown it equal to the reference in every value.
-        priority: ``auto`` takes the available exact engine with the highest.
+        priority: ``auto`` takes the available exact engine with the highest that accepts the program.
+        package: the library it runs on, None where numpy is enough.
     """
 
     name: str
     summary: str
     exact: bool
     priority: int
+    package: str | None = None
 
 
 class Engine(ABC):
@@ -57,7 +39,7 @@ class Engine(ABC):
         program: the network.
 
     Raises:
-        EngineMismatchError: the engine cannot run this program exactly.
+        EngineMismatchError: the engine cannot run this program exactly; the message names the node and the reason.
     """
 
     info: EngineInfo
@@ -67,11 +49,15 @@ class Engine(ABC):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """Why the engine cannot work on this machine, None where it can."""
+        """Why the engine cannot work on this machine, None where it can. Imports nothing heavy."""
+        from importlib.util import find_spec
+
+        if cls.info.package is not None and find_spec(cls.info.package) is None:
+            return f"{cls.info.package} is not installed; pip install {cls.info.package}"
         return None
 
     @abstractmethod
-    def run(self, image: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def run(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Run the program.
 
         Args:
@@ -79,121 +65,30 @@ class Engine(ABC):
 
         Returns:
             The output integers, (N, outputs, *S): accumulators, or the integers of the output's format.
+
+        Raises:
+            InputError: another number type, axes or channels.
         """
 
+    def check_image(self, image: NDArray[np.uint8]) -> None:
+        """Refuse what the program does not read.
 
-class TorchProgramEngine(Engine):
-    """Walks the nodes with torch tensors; subclasses say in which arithmetic sums are formed and rounded.
-
-    Between nodes a tensor holds ``q - zero_point``, so that padding with zeros is padding with real zero.
-    """
-
-    def __init__(self, program: IntegerProgram) -> None:
-        super().__init__(program)
-        self._last_reader = last_readers(program)
-
-    @abstractmethod
-    def parameters(self, node: ConvolutionNode) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a convolution in the type its sums are formed in."""
-
-    @abstractmethod
-    def requantize(self, accumulators: Tensor, shift: Tensor, written: TensorFormat, relu: bool) -> Tensor:
-        """``clamp(round_half_even(acc * 2**-shift))`` relative to real zero; ``shift`` is int64, (channels,) or scalar."""
-
-    @abstractmethod
-    def load(self, image: Tensor) -> Tensor:
-        """The image (int64, relative to real zero) in the engine's own type."""
-
-    def run(self, image: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Run the program, see :meth:`Engine.run`."""
-        node = self.program.image
-        if image.ndim < 3 or image.shape[1] != node.channels or image.dtype != np.uint8:
+        Raises:
+            InputError: another number type, axes or channels.
+        """
+        channels = self.program.image.channels
+        # All weights have as many axes; a program without any takes what it is given.
+        axes = {node.weight.ndim for node in self.program.convolutions} or {image.ndim}
+        if image.ndim < 3 or image.ndim not in axes or image.shape[1] != channels or image.dtype != np.uint8:
             raise InputError(
-                f"the program reads uint8 images of {node.channels} channel(s) as (N, C, ...); found {image.dtype} {image.shape}"
+                f"the program reads uint8 images of {channels} channel(s) as (N, C, ...) with {max(axes)} axes; "
+                f"found {image.dtype} {image.shape}"
             )
-        values: dict[str, Tensor] = {}
-        with torch.inference_mode():
-            for step in self.program:
-                values[step.name] = self._run(step, image, values)
-                for source in step.inputs:
-                    if self._last_reader[source] == step.name:
-                        values.pop(source, None)
-            last = self.program.nodes[-1]
-            result: NDArray[np.int64] = values[last.name].to(torch.int64).cpu().numpy()
-        return result + (last.output.zero_point if last.output is not None else 0)
-
-    def _run(self, node: Node, image: NDArray[np.uint8], values: Mapping[str, Tensor]) -> Tensor:
-        inputs = [values[name] for name in node.inputs]
-        if isinstance(node, ConvolutionNode):
-            return self._convolve(node, inputs[0])
-        if isinstance(node, ImageNode):
-            return self.load(torch.from_numpy(image).to(torch.int64) - self.program.format_of(node.name).zero_point)
-        if isinstance(node, MaxPoolNode):
-            return _MAX_POOL[len(node.kernel)](inputs[0], node.kernel, node.stride, node.padding)
-        if isinstance(node, ConcatNode):
-            return torch.cat(inputs, dim=1)
-        if isinstance(node, ReluNode):
-            return torch.relu(inputs[0])
-        if isinstance(node, AddNode):
-            return self._add(node, inputs[0], inputs[1])
-        if isinstance(node, AvgPoolNode):
-            return self._average(node, inputs[0])
-        if isinstance(node, UpsampleNode):
-            return self._upsample(node, inputs[0])
-        raise EngineMismatchError(f"engine {self.info.name} does not know the node {type(node).__name__} ({node.name})")
-
-    def _convolve(self, node: ConvolutionNode, x: Tensor) -> Tensor:
-        weight, bias = self.parameters(node)
-        accumulators = convolve(x.to(weight.dtype), weight, bias, node.geometry)
-        if node.output is None:
-            return torch.relu(accumulators) if node.relu else accumulators
-        shift = torch.from_numpy(node.weight_exponents) + (self.program.format_of(node.inputs[0]).exponent - node.output.exponent)
-        return self.requantize(accumulators, shift, node.output, node.relu)
-
-    def _add(self, node: AddNode, first: Tensor, second: Tensor) -> Tensor:
-        a, b = (self.program.format_of(name).exponent for name in node.inputs)
-        if first.dtype == torch.float32 and not float32_adds_exactly(a, b):
-            first, second = first.double(), second.double()
-        finer = max(a, b)
-        total = first * 2 ** (finer - a) + second * 2 ** (finer - b)
-        written = self._written(node)
-        return self.requantize(total, torch.tensor(finer - written.exponent), written, node.relu)
-
-    def _average(self, node: AvgPoolNode, x: Tensor) -> Tensor:
-        # A sum over windows is a convolution of each channel with ones.
-        ones = torch.ones((x.shape[1], 1, *node.kernel), dtype=x.dtype, device=x.device)
-        zeros = (0,) * len(node.kernel)
-        geometry = ConvGeometry(node.stride, zeros, (1,) * len(node.kernel), groups=x.shape[1])
-        exponent = int(np.prod(node.kernel)).bit_length() - 1
-        return self._rescale(node, convolve(x, ones, None, geometry), exponent)
-
-    def _upsample(self, node: UpsampleNode, x: Tensor) -> Tensor:
-        axes = range(2, 2 + node.spatial_axes)
-        if node.mode == "nearest":
-            for axis in axes:
-                x = x.repeat_interleave(node.factor, dim=axis)
-            return x
-        for axis in axes:
-            x = _double_linear(x, axis)
-        return self._rescale(node, x, 2 * node.spatial_axes)
-
-    def _rescale(self, node: Node, accumulators: Tensor, finer_by: int) -> Tensor:
-        """Requantize sums whose step is ``2**-finer_by`` of the input's."""
-        written = self._written(node)
-        shift = self.program.format_of(node.inputs[0]).exponent + finer_by - written.exponent
-        return self.requantize(accumulators, torch.tensor(shift), written, relu=False)
-
-    def _written(self, node: Node) -> TensorFormat:
-        return self.program.format_of(node.name)
 
 
-def _double_linear(x: Tensor, axis: int) -> Tensor:
-    """Linear up-sampling by 2 along one axis with half-voxel centres, times 4: weights 1 and 3, edges repeated."""
-    length = x.shape[axis]
-    index = torch.arange(length, device=x.device)
-    before = x.index_select(axis, (index - 1).clamp_min(0))
-    after = x.index_select(axis, (index + 1).clamp_max(length - 1))
-    pairs = torch.stack((3 * x + before, 3 * x + after), dim=axis + 1)
-    shape = list(x.shape)
-    shape[axis] = 2 * length
-    return pairs.reshape(shape)
+def thread_count() -> int:
+    """Processor threads an engine may use: ``OMP_NUM_THREADS`` where it is set, otherwise those this process may run on."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,53 +1,27 @@
-"""``torch``: the same integers carried in float32, which sums them exactly below 2**24; wider layers in float64.
-
-Runs wherever torch does. Its sums are exact in any order, so torch may use whatever direct convolution is fastest.
-"""
+"""``torch``: runs wherever torch does, and needs nothing beside it."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from medquant.deploy.engines.base import EngineInfo, TorchProgramEngine
-from medquant.quant.formats import FLOAT32_EXACT_LIMIT, TensorFormat
-from medquant.quant.program import ConvolutionNode, IntegerProgram, accumulator_bound
+from medquant.deploy.engines.base import Engine, EngineInfo
+from medquant.quant.program import IntegerProgram
 
 
-class TorchEngine(TorchProgramEngine):
-    """Float32 convolutions of integers on the CPU, or float64 on a GPU, rounded back to the integers they are."""
+class TorchEngine(Engine):
+    """Float32 convolutions of integers on the CPU, or float64 on a GPU."""
 
-    info = EngineInfo("torch", "integers in float32 (float64 where accumulators pass 2**24, and on GPU)", exact=True, priority=10)
+    info = EngineInfo(
+        "torch", "integers in float32 (float64 where accumulators pass 2**24, and on GPU)", exact=True, priority=10, package="torch"
+    )
 
     def __init__(self, program: IntegerProgram) -> None:
         super().__init__(program)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._parameters = {node.name: self._prepare(node) for node in program.convolutions}
+        from medquant.deploy.engines.torch_float import FloatTorchProgram
 
-    def _prepare(self, node: ConvolutionNode) -> tuple[Tensor, Tensor]:
-        wide = accumulator_bound(node, self.program.format_of(node.inputs[0])) >= FLOAT32_EXACT_LIMIT
-        # cuDNN may pick Winograd or FFT algorithms, which are not exact in float32; in float64 their error stays far
-        # below half a unit, and rounding the accumulators (in requantize and at the end) takes it out.
-        dtype = torch.float64 if wide or self.device.type == "cuda" else torch.float32
-        return torch.from_numpy(node.weight).to(self.device, dtype), torch.from_numpy(node.bias).to(self.device, dtype)
+        self._run = FloatTorchProgram(program)
 
-    def load(self, image: Tensor) -> Tensor:
-        """The image as float32, channels last where it is 2D."""
-        x = image.to(self.device, torch.float32)
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-    def parameters(self, node: ConvolutionNode) -> tuple[Tensor, Tensor]:
-        """Weight and bias in the type that is exact for this layer."""
-        return self._parameters[node.name]
-
-    def _convolve(self, node: ConvolutionNode, x: Tensor) -> Tensor:
-        result = super()._convolve(node, x)
-        return result.round() if node.output is None and self.device.type == "cuda" else result
-
-    def requantize(self, accumulators: Tensor, shift: Tensor, written: TensorFormat, relu: bool) -> Tensor:
-        """One multiplication by a power of two (exact), one rounding half to even, saturation."""
-        if self.device.type == "cuda":
-            accumulators = accumulators.round()
-        scale = torch.exp2(-shift.double()).to(self.device, accumulators.dtype)
-        scale = scale.reshape(-1, *[1] * (accumulators.dim() - 2)) if shift.dim() else scale
-        low, high = 0 if relu else -written.zero_point, written.highest - written.zero_point
-        return (accumulators * scale).round_().clamp_(low, high).to(torch.float32)
+    def run(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """Run the program, see :meth:`Engine.run`."""
+        return self._run.run(image)

@@ -1,4 +1,4 @@
-"""From normalised slices to masks, by a float network or by an integer program; both pad and cut the same way."""
+"""From normalised slices to masks: what every predictor shares, and the one that runs an integer program. Knows no torch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from medquant.data.volume import FloatArray, LabelArray
 from medquant.deploy.decide import decide, quantize_image, real_outputs
-from medquant.deploy.engines import get_engine
+from medquant.deploy.engines import open_engine
 from medquant.errors import InputError
 from medquant.quant.program import IntegerProgram
 
@@ -71,45 +69,13 @@ class MaskPredictor(ABC):
         return np.concatenate(results)[(slice(None), *(slice(length) for length in size))]
 
 
-class FloatPredictor(MaskPredictor):
-    """A torch network in evaluation mode, float32."""
-
-    name = "float"
-
-    def __init__(self, network: nn.Module, size_multiple: int, dimensions: int = 2) -> None:
-        super().__init__(size_multiple, dimensions)
-        self.network = network
-        self.device = next(network.parameters()).device
-
-    def _predict(self, images: FloatArray) -> LabelArray:
-        logits = self._logits(images)
-        if logits.shape[1] == 1:
-            mask: NDArray[np.uint8] = (logits[:, 0] > 0).to(torch.uint8).cpu().numpy()
-            return mask
-        chosen: NDArray[np.uint8] = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
-        return chosen
-
-    def _levels(self, images: FloatArray) -> FloatArray:
-        levels: FloatArray = self._logits(images).cpu().numpy()
-        return levels
-
-    def _logits(self, images: FloatArray) -> torch.Tensor:
-        was_training = self.network.training
-        self.network.eval()
-        with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-            logits: torch.Tensor = self.network(x.contiguous(memory_format=torch.channels_last) if self.dimensions == 2 else x)
-        self.network.train(was_training)
-        return logits
-
-
 class ProgramPredictor(MaskPredictor):
     """An integer program on one of the engines."""
 
     def __init__(self, program: IntegerProgram, size_multiple: int, engine: str = "auto") -> None:
         super().__init__(size_multiple, program.dimensions)
         self.program = program
-        self.engine = get_engine(engine)(program)
+        self.engine = open_engine(engine, program)
         self.name = self.engine.info.name
 
     def _predict(self, images: FloatArray) -> LabelArray:

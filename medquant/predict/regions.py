@@ -15,8 +15,8 @@ from medquant.data.prepared_grid import PreparedGrid
 from medquant.data.stored import ArrayCache
 from medquant.data.volume import LabelArray
 from medquant.errors import CheckpointError, InputError
-from medquant.evaluate.evaluation import predict_window
-from medquant.evaluate.predictors import MaskPredictor
+from medquant.predict.predictors import MaskPredictor
+from medquant.predict.windows import predict_window
 
 _ROUNDING = 1e-6
 """A border that rounding put this far beyond a voxel, in voxels, is not beyond it."""

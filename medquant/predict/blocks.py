@@ -8,7 +8,7 @@ import numpy as np
 
 from medquant.data.prepared import PreparedCase
 from medquant.data.volume import LabelArray
-from medquant.evaluate.predictors import MaskPredictor
+from medquant.predict.predictors import MaskPredictor
 
 CORE = (128, 128, 32)
 """Voxels of a block that are kept, along I, J and K."""

@@ -9,9 +9,9 @@ from medquant.data.normalise import Normalisation
 from medquant.data.prepared import Preparation, PreparedCase, Window, prepare_case
 from medquant.data.stored import ArrayCache
 from medquant.data.volume import Case, FloatArray, LabelArray, Volume
-from medquant.evaluate import blocks
-from medquant.evaluate.blocks import predict_blocks, shown_at_once
-from medquant.evaluate.predictors import MaskPredictor
+from medquant.predict import blocks
+from medquant.predict.blocks import predict_blocks, shown_at_once
+from medquant.predict.predictors import MaskPredictor
 
 
 class _Neighbours(MaskPredictor):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from medquant.deploy.self_test import small_program
 from medquant.errors import UsageError
-from medquant.evaluate import predictors as predictors_module
-from medquant.evaluate.predictors import FloatPredictor, MaskPredictor, ProgramPredictor
+from medquant.predict import predictors as predictors_module
+from medquant.predict.float_predictor import FloatPredictor
+from medquant.predict.predictors import MaskPredictor, ProgramPredictor
 
 ODD_SIZES = [(1, 1), (3, 5), (4, 4), (7, 16), (33, 31)]
 

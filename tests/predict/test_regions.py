@@ -18,8 +18,8 @@ from medquant.data.stored import ArrayCache
 from medquant.data.volume import Case, DatasetInfo, FloatArray, LabelArray, Volume
 from medquant.errors import CheckpointError, InputError
 from medquant.evaluate.evaluation import evaluate_cases
-from medquant.evaluate.predictors import MaskPredictor
-from medquant.evaluate.regions import CoarseRegion, TruthCentredRegion, WholeRegion, largest_piece, region_from_json
+from medquant.predict.predictors import MaskPredictor
+from medquant.predict.regions import CoarseRegion, TruthCentredRegion, WholeRegion, largest_piece, region_from_json
 
 RANGE = Normalisation("range", 0.0, 100.0)
 INFO = DatasetInfo("toy", {0: "background", 1: "organ"}, ("organ",))

@@ -167,6 +167,19 @@ class EvalConfig(Section):
     engine: Name = Field(default="auto", description="engine in the registry; auto: the fastest exact one that works here")
 
 
+class CardConfig(Section):
+    """``card``: what the model file says of itself to whoever gets it."""
+
+    intended_use: str = Field(
+        default="Research. Not a medical device; not validated for diagnosis or treatment.",
+        max_length=4000,
+        description="what the model is for, and what it is not for; travels in the model file",
+    )
+    licence: Annotated[str, Field(min_length=1, max_length=4000)] | None = Field(
+        default=None, description="terms under which the model may be used; none: not stated"
+    )
+
+
 class Config(Section):
     """One run. Every field has a default, so ``Config()`` is a valid run on the phantom dataset."""
 
@@ -176,6 +189,7 @@ class Config(Section):
     quant: QuantConfig = Field(default=QuantConfig(), description="how many bits, and by which method")
     train: TrainConfig = Field(default=TrainConfig(), description="how long, how fast, where")
     eval: EvalConfig = Field(default=EvalConfig(), description="what is scored, and by which engine")
+    card: CardConfig = Field(default=CardConfig(), description="what the model file says of its use")
 
     @model_validator(mode="after")
     def _data_fit_together(self) -> Self:

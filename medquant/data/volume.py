@@ -115,6 +115,7 @@ class DatasetInfo:
         regions: classes joined for scoring, name → class numbers (for example the cord: gray and white matter).
         channels: names of the image channels, in order.
         one_stack: every case is a slice of one and the same stack.
+        modality: ``CT``, ``MR`` or ``EM`` where the dataset says what its images are, otherwise "".
         numbered: subjects end in a number of four digits from 1 to this one, gaps included; 0 where they do not.
     """
 
@@ -127,6 +128,7 @@ class DatasetInfo:
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     channels: tuple[str, ...] = ("image",)
     one_stack: bool = False
+    modality: str = ""
     numbered: int = 0
 
 

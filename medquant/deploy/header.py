@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
@@ -14,7 +15,9 @@ from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.stored_nodes import StoredConvolution, StoredNode
 from medquant.errors import CheckpointError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+FIRST_COMPRESSED_VERSION = 3
+"""From this version on the header is deflated: hashes, names and the split of a large dataset would outweigh a small network."""
 REMEDY = "copy the file again or export the model anew"
 
 TensorRole = Literal["weight", "bias", "exponents"]
@@ -42,8 +45,16 @@ def _with_preparation(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return {**values, "metadata": {**rest, "preparation": {"normalisation": metadata.get("normalisation"), "grid": grid}}}
 
 
+def _without_scan(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Version 2 said nothing of the scans it was trained on; what is not known stays empty."""
+    metadata = values.get("metadata")
+    if isinstance(metadata, dict) and "scan" in metadata:
+        raise ValueError("found scan in version 2, which says nothing of scans")
+    return values
+
+
 # Schema version → what turns a header of that version (as JSON values) into one of the next.
-_UPGRADES: dict[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {1: _with_preparation}
+_UPGRADES: dict[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]] = {1: _with_preparation, 2: _without_scan}
 
 
 class TensorEntry(NamedTuple):
@@ -110,6 +121,29 @@ class Header(BaseModel):
     def to_bytes(self) -> bytes:
         """The canonical JSON: one header has one spelling."""
         return _canonical(self.model_dump(mode="json"))
+
+
+def deflate(text: bytes) -> bytes:
+    """A header's JSON as it stands in the file."""
+    return zlib.compress(text, 9)
+
+
+def inflate(data: bytes, most_bytes: int) -> bytes:
+    """The JSON of a stored header; never makes more than ``most_bytes`` of it.
+
+    Raises:
+        CheckpointError: it is not deflated, longer than that, or something follows it.
+    """
+    stream = zlib.decompressobj()
+    try:
+        text = stream.decompress(data, most_bytes + 1)
+    except zlib.error as error:
+        raise CheckpointError(f"header: found no deflated JSON ({error}); {REMEDY}") from error
+    if len(text) > most_bytes or not stream.eof or stream.unused_data:
+        raise CheckpointError(
+            f"header: found {'more' if len(text) > most_bytes else 'other'} than one deflated JSON of at most {most_bytes} bytes; {REMEDY}"
+        )
+    return text
 
 
 def parse_header(text: bytes, version: int) -> Header:

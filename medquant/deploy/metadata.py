@@ -34,6 +34,9 @@ class ModelMetadata(BaseModel):
         preparation: the rules that make an image of a scan, as ``Preparation.to_json`` writes them.
         region: what of a scan the network sees: ``kind`` and, as it applies, ``margin_mm`` and ``minimum``.
         channels: names of the image channels, in order.
+        scan: what the training scans were like: ``modality`` (``CT``, ``MR``, ``EM`` or None), ``spacing_mm`` (least and largest
+            along the axes of the network's grid before resampling, None where files give none) and ``values`` (lowest and
+            highest voxel of each channel).
         regions: classes joined for scoring.
         size_multiple: every spatial axis of an image must be a multiple of this.
         classes: class number → name for every value a mask can hold.
@@ -55,6 +58,7 @@ class ModelMetadata(BaseModel):
     preparation: JsonDict
     region: JsonDict = {"kind": "whole"}
     channels: tuple[str, ...] = ("image",)
+    scan: JsonDict = {}
     regions: dict[str, tuple[int, ...]] = {}
     size_multiple: Annotated[int, Field(ge=1, le=2**10)]
     classes: Annotated[dict[int, str], AfterValidator(_by_number)]

@@ -1,14 +1,15 @@
 """The packed model file ``.mq``: everything that passes from training to prediction, and nothing that could run.
 
-Layout, schema version 2, all numbers little-endian:
+Layout, schema version 3, all numbers little-endian:
 
 ====================  ==================================================================================================
 bytes                 content
 ====================  ==================================================================================================
 0 to 7                ``MEDQUANT``
 8 to 11               schema version, uint32
-12 to 19              length of the header, uint64
-20 ...                header: canonical JSON (sorted keys, no blanks, UTF-8), see :class:`~medquant.deploy.header.Header`
+12 to 19              length of the header as stored, uint64
+20 ...                header: canonical JSON (sorted keys, no blanks, UTF-8), deflated (zlib) since version 3,
+                      see :class:`~medquant.deploy.header.Header`
 ... multiple of 64    zeros
 tensor data           each tensor begins at a multiple of 64 from the file's start, zeros between them
 coarse network        where the header names one: a whole model file, at the next multiple of 64
@@ -37,12 +38,15 @@ from medquant.deploy.bitpacking import pack, packed_size_bytes, unpack
 from medquant.deploy.header import (
     BIAS_BITS,
     EXPONENT_BITS,
+    FIRST_COMPRESSED_VERSION,
     REMEDY,
     SCHEMA_VERSION,
     CoarseEntry,
     Header,
     TensorEntry,
     TensorRole,
+    deflate,
+    inflate,
     parse_header,
     tensor_sha256,
 )
@@ -118,7 +122,7 @@ def save_model(path: Path, program: IntegerProgram, metadata: ModelMetadata, coa
     except (CheckpointError, ConfigError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
     try:
-        write_atomically(path, lambda stream: _write(stream, text, blocks))
+        write_atomically(path, lambda stream: _write(stream, deflate(text), blocks))
     except UsageError as error:
         raise CheckpointError(str(error)) from error
 
@@ -202,7 +206,8 @@ def _read(stream: BinaryIO, size: int, is_coarse: bool = False) -> PackedModel:
     version, header_bytes = _read_prefix(stream, size)
     whole = _check_digest(stream, size)
     stream.seek(_PREFIX.size)
-    header = parse_header(stream.read(header_bytes), version)
+    stored = stream.read(header_bytes)
+    header = parse_header(stored if version < FIRST_COMPRESSED_VERSION else inflate(stored, _MAX_HEADER_BYTES), version)
     if is_coarse and header.coarse is not None:
         # Before it is looked at: a file could nest as many as its maker liked.
         raise CheckpointError(f"it holds another one, expected none; {REMEDY}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medquant.deploy.bitpacking import packed_size_bytes
 from medquant.errors import ConfigError
@@ -30,7 +30,7 @@ _FORMAT_BYTES = 3
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One layer. Its four parameter figures, summed over all rows, are the ledger's ``parameter_bytes``.
+    """One layer. Its four parameter figures, summed over all rows, are the network's share of the ledger's ``parameter_bytes``.
 
     Args:
         name: layer name.
@@ -65,13 +65,15 @@ class Ledger:
     """The memory of a network, in bytes.
 
     Args:
-        parameter_bytes: weights, biases, exponents and formats as stored, leftovers in float included.
+        parameter_bytes: weights, biases, exponents and formats as stored, leftovers in float included, those of the coarse network
+            that finds the region as well.
         paper_bytes: all parameters of the float network at the run's weight bits, as papers count.
         float_bytes: all parameters of the float network at 32 bits.
         activation_peak_bytes: largest sum of tensors alive at once, at stored width.
         float_activation_peak_bytes: the same with every tensor at 32 bits.
         input_shape: the image both peaks are for, (N, C, *S).
         rows: the layers, in the order they run.
+        coarse_parameter_bytes: the coarse network's share of ``parameter_bytes``; 0 where there is none.
         model_file_bytes: size of the packed file, where there is one.
         process_peak_bytes: measured peak of a process above idle, where it was measured.
     """
@@ -83,6 +85,7 @@ class Ledger:
     float_activation_peak_bytes: int
     input_shape: Shape
     rows: tuple[LedgerRow, ...]
+    coarse_parameter_bytes: int = 0
     model_file_bytes: int | None = None
     process_peak_bytes: int | None = None
 
@@ -90,6 +93,7 @@ class Ledger:
         """The ``memory`` part of ``medquant eval --json``."""
         return {
             "parameter_bytes": self.parameter_bytes,
+            "coarse_parameter_bytes": self.coarse_parameter_bytes,
             "paper_bytes": self.paper_bytes,
             "float_bytes": self.float_bytes,
             "model_file_bytes": self.model_file_bytes,
@@ -113,7 +117,9 @@ class _Step:
     channels: int = 0
 
 
-def weigh_program(program: IntegerProgram, float_parameters: int, wbits: int, input_shape: Sequence[int]) -> Ledger:
+def weigh_program(
+    program: IntegerProgram, float_parameters: int, wbits: int, input_shape: Sequence[int], coarse: IntegerProgram | None = None
+) -> Ledger:
     """Weigh a trained program.
 
     Args:
@@ -121,11 +127,16 @@ def weigh_program(program: IntegerProgram, float_parameters: int, wbits: int, in
         float_parameters: parameters of the float network it came from, batch norm included.
         wbits: the run's nominal weight bits, for the paper's figure.
         input_shape: (N, C, *S) for which activations are counted.
+        coarse: the network that finds the region, where the model file holds one.
 
     Raises:
         ConfigError: the program does not take such an image.
     """
-    return _weigh([_program_step(node) for node in program], infer_shapes(program, input_shape), float_parameters, wbits)
+    ledger = _weigh([_program_step(node) for node in program], infer_shapes(program, input_shape), float_parameters, wbits)
+    if coarse is None:
+        return ledger
+    extra = sum(_row(_program_step(node), ()).parameter_bytes for node in coarse)
+    return replace(ledger, parameter_bytes=ledger.parameter_bytes + extra, coarse_parameter_bytes=extra)
 
 
 def weigh_plan(graph: Graph, plan: QuantPlan, float_parameters: int, wbits: int, input_shape: Sequence[int]) -> Ledger:

@@ -99,6 +99,7 @@ def foreground_dataset(dataset: Dataset) -> Dataset:
         scored=("foreground",),
         citation=dataset.info.citation,
         channels=dataset.info.channels,
+        modality=dataset.info.modality,
         numbered=dataset.info.numbered,
     )
     cases = tuple(_foreground_case(case) for case in dataset.cases)

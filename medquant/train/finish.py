@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-import medquant
-from medquant.config.schema import Config
 from medquant.data.prepared import PreparedCase
 from medquant.data.volume import FloatArray
 from medquant.deploy.agreement import Agreement, check_agreement
-from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.packed import load_model as load_packed
 from medquant.deploy.packed import save_model
 from medquant.errors import CheckpointError, EngineMismatchError, InputError, InterruptedRunError, UsageError
@@ -30,14 +27,14 @@ from medquant.predict.predictors import MaskPredictor, ProgramPredictor
 from medquant.quant.lower import lower
 from medquant.quant.network import QuantNetwork
 from medquant.quant.program import IntegerProgram
-from medquant.train.building import outputs_for, plan_network
+from medquant.train.building import plan_network
 from medquant.train.checkpoint import has_checkpoint, load_checkpoint
+from medquant.train.model_card import model_metadata, region_json, scored_metrics
 from medquant.train.pictures import draw_pictures, pictured
 from medquant.train.run_folder import finished_now, write_json
 from medquant.train.session import TrainingSession
 from medquant.train.state import load_model
 
-INTENDED_USE = "Research. Not a medical device; not validated for diagnosis or treatment."
 _CHECKED_SLICES = 4
 _CHECKED_BLOCK = 64
 
@@ -52,7 +49,7 @@ class Finished:
         twin: the same for the float twin, None where there is none.
     """
 
-    document: Mapping[str, object]
+    document: Mapping[str, Any]
     evaluation: Evaluation
     twin: Evaluation | None
 
@@ -65,8 +62,17 @@ def finish(session: TrainingSession) -> Finished:
         CheckpointError: a checkpoint is missing or the disk is full.
     """
     run = session.run_folder
-    agreement = _export(session) if session.plan.is_integer else None
-    finished = score_session(session, agreement)
+    agreement = None
+    if session.plan.is_integer:
+        program, agreement = _export(session)
+        finished = score_session(session, agreement)
+        # The same network once more, now with its scores.
+        metrics = scored_metrics(finished.evaluation, session.config.eval.split, session.dataset.info.scored)
+        _save(session, program, metrics)
+        memory = {**finished.document["memory"], "model_file_bytes": run.model.stat().st_size}
+        finished = replace(finished, document={**finished.document, "memory": memory})
+    else:
+        finished = score_session(session)
     write_json(run.eval, finished.document)
     cases = scored_cases(session)
     try:
@@ -119,14 +125,18 @@ def _search(session: TrainingSession, cases: Sequence[PreparedCase], predictor: 
     return search_thresholds(session.prepared("validation"), cases, session.dataset.info, predictor)
 
 
-def _export(session: TrainingSession) -> Agreement:
+def _export(session: TrainingSession) -> tuple[IntegerProgram, Agreement]:
     # The check runs on the processor: a GPU's float32 convolutions may use algorithms that are not exact.
     network = _trained(session).cpu()
     program = lower(network)
     agreement = _compare(session, network, program)
+    _save(session, program, {})
+    return program, agreement
+
+
+def _save(session: TrainingSession, program: IntegerProgram, metrics: Mapping[str, object]) -> None:
     coarse = session.run_folder.coarse / session.run_folder.model.name if session.config.data.region == "coarse" else None
-    save_model(session.run_folder.model, program, _metadata(session), coarse)
-    return agreement
+    save_model(session.run_folder.model, program, model_metadata(session, metrics), coarse)
 
 
 def _trained(session: TrainingSession) -> QuantNetwork:
@@ -205,51 +215,14 @@ def _heed_stop(session: TrainingSession) -> None:
         raise InterruptedRunError("stopped while scoring; training is complete, --resume scores it")
 
 
-def _metadata(session: TrainingSession) -> ModelMetadata:
-    info = session.dataset.info
-    stored = {
-        "preparation": session.preparation.to_json(),
-        "region": _region_json(session.config),
-        "channels": info.channels,
-        "regions": dict(info.regions),
-        "size_multiple": session.size_multiple,
-        "classes": dict(info.classes),
-        "scored": info.scored,
-        "positive_class": max(info.classes) if outputs_for(len(info.classes)) == 1 else None,
-        "float_parameters": sum(parameter.numel() for parameter in session.network.parameters()),
-        "dataset": info.name,
-        "data_sha256": session.dataset.content_sha256,
-        "split": session.split.to_json(),
-        "config": _shareable(session.config),
-        "created_with": {"medquant": medquant.__version__, "torch": metadata.version("torch")},
-        "intended_use": INTENDED_USE,
-    }
-    return ModelMetadata.model_validate(stored)
-
-
-def _region_json(config: Config) -> dict[str, object]:
-    data = config.data
-    if data.region == "whole":
-        return {"kind": "whole"}
-    return {"kind": data.region, "margin_mm": data.region_margin_mm, "minimum": list(data.patch_size)}
-
-
-def _shareable(config: Config) -> dict[str, object]:
-    """The configuration without the places of this machine: a model file is passed on."""
-    dumped: dict[str, dict[str, object]] = config.model_dump(mode="json")
-    dumped["data"]["path"] = None
-    dumped["data"]["cache"] = None
-    dumped["train"]["twin_from"] = None
-    return dict(dumped)
-
-
 def weigh_session(session: TrainingSession, cases: Sequence[PreparedCase]) -> Ledger:
     """The ledger of a finished run for one slice, or one block, of its first case."""
     shape = (1, session.inputs, *shown_at_once(cases[0].window.shape, session.size_multiple, session.dimensions))
     run, wbits = session.run_folder, session.config.quant.wbits
     parameters = sum(parameter.numel() for parameter in session.network.parameters())
     if session.plan.is_integer:
-        ledger = weigh_program(load_packed(run.model).program, parameters, wbits, shape)
+        packed = load_packed(run.model)
+        ledger = weigh_program(packed.program, parameters, wbits, shape, None if packed.coarse is None else packed.coarse.program)
         peak = _process_peak(session, shape)
         return replace(ledger, model_file_bytes=run.model.stat().st_size, process_peak_bytes=peak)
     graph, plan = plan_network(session.config, session.network, session.inputs)
@@ -281,7 +254,7 @@ def _document(
             "layer_bits": list(config.quant.layer_bits),
         },
         "seed": config.train.seed,
-        "preparation": {**session.preparation.to_json(), "region": _region_json(config)},
+        "preparation": {**session.preparation.to_json(), "region": region_json(config)},
         "bits": {"weights": config.quant.wbits, "activations": config.quant.abits, "method": config.quant.method},
         **scores_document(evaluation, dataset.info),
         "baseline": baseline_document([case.case for case in cases], dataset.info),

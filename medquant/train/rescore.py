@@ -97,7 +97,7 @@ def _rescore_model(path: Path, request: EvalRequest, reporter: Reporter) -> dict
     shape = (1, len(meta.channels), *shown_at_once(prepared[0].window.shape, meta.size_multiple, predictor.dimensions))
     bits = stored_config(meta.config, path).quant
     ledger = replace(
-        weigh_program(packed.program, meta.float_parameters, bits.wbits, shape),
+        weigh_program(packed.program, meta.float_parameters, bits.wbits, shape, packed.coarse.program if packed.coarse else None),
         model_file_bytes=packed.size_bytes,
         process_peak_bytes=measure_process_peak(path, shape, request.engine),
     )

@@ -95,7 +95,7 @@ def test_all_mistakes_are_reported_together_each_with_its_place(file: Path) -> N
             "dataset recipe: unknown key 'model.chanels'; did you mean 'model.channels'?",
             "run.yaml:2:3: wbits must be 1 to 8, or 32 for float; found 12",
             "run.yaml:3:3: quant.abits must be a whole number; found 'six'",
-            "run.yaml:4:1: unknown key 'trian' (did you mean 'train'?); known: data, eval, model, quant, schema_version, train",
+            "run.yaml:4:1: unknown key 'trian' (did you mean 'train'?); known: card, data, eval, model, quant, schema_version, train",
             "run.yaml:8:3: train.lr is given twice; keep one",
             "-o train.epochs=0: train.epochs must be at least 1; found 0",
             "-o lr=1: unknown key 'lr'; did you mean 'train.lr'?",
@@ -120,7 +120,7 @@ def test_keys_that_only_fit_together_may_come_from_different_layers(file: Path) 
     ("text", "expected"),
     [
         ("data: 7\n", "run.yaml:1:1: data must hold keys (path, dataset, "),
-        ("- data\n", "run.yaml: expected sections (data, model, quant, train, eval); found ['data']"),
+        ("- data\n", "run.yaml: expected sections (data, model, quant, train, eval, card); found ['data']"),
         ("just text\n", "run.yaml: expected sections"),
         ("a: 1\n", "run.yaml:1:1: unknown key 'a'"),
         ("wbits: 4\n", "run.yaml:1:1: unknown key 'wbits'; did you mean 'quant.wbits'?"),

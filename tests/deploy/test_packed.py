@@ -6,6 +6,8 @@ import math
 import os
 import resource
 import struct
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -245,9 +247,10 @@ def test_layout_is_the_documented_one(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert data[:8] == b"MEDQUANT"
     version, length = struct.unpack("<IQ", data[8:20])
-    assert version == 2
-    header = json.loads(data[20 : 20 + length])
-    assert data[20 : 20 + length] == json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    assert version == 3
+    text = zlib.decompress(data[20 : 20 + length])
+    header = json.loads(text)
+    assert text == json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     start = (20 + length + 63) // 64 * 64
     assert not any(data[20 + length : start])
     assert [entry[:2] for entry in header["tensors"][:3]] == [["strided", "weight"], ["strided", "bias"], ["strided", "exponents"]]
@@ -275,6 +278,23 @@ def test_size_is_close_to_the_ledger(channels: int, depth: int, tmp_path: Path) 
     ledger = weigh_program(program, parameters, 4, (1, 1, 32, 32))
     size = (tmp_path / "m.mq").stat().st_size
     assert ledger.parameter_bytes < size <= ledger.parameter_bytes * 1.01 + 16 * 1024
+
+
+def test_the_papers_network_is_more_than_7_4_times_smaller(tmp_path: Path) -> None:
+    # Its 4,837,249 parameters are counted in tests/models; float32 files hold 4 bytes of each.
+    program, parameters = lowered({"depth": 4}, [], 64)
+    assert parameters == 4_837_249
+    save_model(tmp_path / "m.mq", program, METADATA.model_copy(update={"size_multiple": 8}))
+    assert 4 * parameters / (tmp_path / "m.mq").stat().st_size >= 7.4
+
+
+def test_many_cases_and_layers_stay_within_the_room(tmp_path: Path) -> None:
+    # 200 case ids take 3 KB as text, 20 nodes with three hashes each 7 KB: deflated they leave room for the rest.
+    program, parameters = lowered({"depth": 5}, [], 4)
+    cases = {"train": [f"pancreas_{number:03d}_portal_venous" for number in range(200)]}
+    save_model(tmp_path / "m.mq", program, METADATA.model_copy(update={"size_multiple": 16, "split": cases}))
+    ledger = weigh_program(program, parameters, 4, (1, 1, 32, 32))
+    assert (tmp_path / "m.mq").stat().st_size <= ledger.parameter_bytes * 1.01 + 16 * 1024
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -326,39 +346,79 @@ def test_a_header_of_2_to_the_60_bytes_is_refused_unread(tiny_file: bytes, tmp_p
 
 
 def test_versions(tiny_file: bytes, tmp_path: Path) -> None:
-    newer = sealed(tiny_file[:8] + struct.pack("<I", 3) + tiny_file[12:-32])
-    refused(tmp_path / "m.mq", newer, "schema version 3, expected at most 2: made by a newer medquant, upgrade")
-    older = sealed(tiny_file[:8] + struct.pack("<I", 0) + tiny_file[12:-32])
-    refused(tmp_path / "m.mq", older, "schema version 0, expected 2: no way to upgrade")
+    newer = sealed(tiny_file[:8] + struct.pack("<I", 4) + tiny_file[12:-32])
+    refused(tmp_path / "m.mq", newer, "schema version 4, expected at most 3: made by a newer medquant, upgrade")
+    older = with_header_text(tiny_file, header_text(tiny_file), version=0)
+    refused(tmp_path / "m.mq", older, "schema version 0, expected 3: no way to upgrade")
 
 
 def test_every_older_schema_goes_through_the_upgrade_table(tiny_file: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def renamed(version: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return lambda values: {**values, "metadata": {**values["metadata"], "dataset": values["metadata"]["dataset"] + f", then {version}"}}
 
-    monkeypatch.setattr("medquant.deploy.header._UPGRADES", {0: renamed(1), 1: renamed(2)})
-    (tmp_path / "m.mq").write_bytes(sealed(tiny_file[:8] + struct.pack("<I", 0) + tiny_file[12:-32]))
+    monkeypatch.setattr("medquant.deploy.header._UPGRADES", {0: renamed(1), 1: renamed(2), 2: renamed(3)})
+    (tmp_path / "m.mq").write_bytes(with_header_text(tiny_file, header_text(tiny_file), version=0))
     model = load_model(tmp_path / "m.mq")
-    assert model.metadata.dataset == "phantom, then 1, then 2"
+    assert model.metadata.dataset == "phantom, then 1, then 2, then 3"
     assert same(model.program, tiny())
+
+
+# --- version 2: a header that is not deflated, nothing of the scans -----------------------------------------------------
+
+
+def version_2(data: bytes, change: Callable[[dict[str, Any]], None] = lambda header: None) -> bytes:
+    """A file as version 2 wrote it, from one of today."""
+
+    def back(header: dict[str, Any]) -> None:
+        del header["metadata"]["scan"]
+        change(header)
+
+    return forged(data, back, version=2)
+
+
+def test_a_file_of_version_2_is_read(tiny_file: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.mq").write_bytes(version_2(tiny_file))
+    model = load_model(tmp_path / "m.mq")
+    assert same(model.program, tiny())
+    assert model.metadata == METADATA.model_copy(update={"scan": {}})
+    refused(tmp_path / "m.mq", version_2(tiny_file, setter("metadata", "scan", value={})), "found scan in version 2")
+
+
+def test_a_header_that_is_a_bomb_or_not_deflated_is_refused(tiny_file: bytes, tmp_path: Path) -> None:
+    bomb = with_header_text(tiny_file, b" " * 2**29)
+    assert len(bomb) < 2**20
+    tracemalloc.start()
+    refused(tmp_path / "m.mq", bomb, "more than one deflated JSON of at most 67108864 bytes")
+    # The limit, and the buffer that zlib doubles on its way there.
+    assert tracemalloc.get_traced_memory()[1] < 3 * 2**26
+    tracemalloc.stop()
+    text = zlib.compress(header_text(tiny_file))
+    for stored, message in (
+        (header_text(tiny_file), "found no deflated JSON"),
+        (text[:-1], "other than one"),
+        (text + b"x", "other than one"),
+    ):
+        length = struct.unpack("<Q", tiny_file[12:20])[0]
+        tensors = tiny_file[(20 + length + 63) // 64 * 64 : -32]
+        head = tiny_file[:12] + struct.pack("<Q", len(stored)) + stored
+        refused(tmp_path / "m.mq", sealed(head + bytes(-len(head) % 64) + tensors), message)
 
 
 # --- version 1: a normalisation only, no region, no channels, no coarse network -----------------------------------------
 
 
 def version_1(data: bytes, change: Callable[[dict[str, Any]], None] = lambda header: None) -> bytes:
-    """A file as version 1 wrote it, from one of version 2."""
+    """A file as version 1 wrote it, from one of today."""
 
     def back(header: dict[str, Any]) -> None:
         del header["coarse"]
         metadata = header["metadata"]
         metadata["normalisation"] = metadata.pop("preparation")["normalisation"]
-        for name in ("region", "channels", "regions"):
+        for name in ("region", "channels", "regions", "scan"):
             del metadata[name]
         change(header)
 
-    older = forged(data, back)
-    return sealed(older[:8] + struct.pack("<I", 1) + older[12:-32])
+    return forged(data, back, version=1)
 
 
 def test_a_file_of_version_1_is_read_as_what_it_meant(tiny_file: bytes, tmp_path: Path) -> None:
@@ -370,10 +430,10 @@ def test_a_file_of_version_1_is_read_as_what_it_meant(tiny_file: bytes, tmp_path
     # Scans were taken as they were stored, as a whole, with one channel.
     assert Preparation.from_json(meta.preparation) == Preparation(Normalisation("range", -100, 240.5), GridRule("stored", None))
     assert (meta.region, meta.channels, meta.regions) == ({"kind": "whole"}, ("image",), {})
-    rest = {"preparation", "region", "channels", "regions"}
+    rest = {"preparation", "region", "channels", "regions", "scan"}
     assert meta.model_dump(exclude=rest) == METADATA.model_dump(exclude=rest)
     save_model(tmp_path / "again.mq", model.program, meta)
-    assert struct.unpack("<I", (tmp_path / "again.mq").read_bytes()[8:12]) == (2,)
+    assert struct.unpack("<I", (tmp_path / "again.mq").read_bytes()[8:12]) == (3,)
     assert load_model(tmp_path / "again.mq").metadata == meta
 
 
@@ -405,14 +465,13 @@ def test_forged_files_of_version_1_are_refused(
 
 @pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"null", b"1", b"{}", b"[" * 100_000, b'{"a":' * 50_000, b'{"a":1, "b":2}'])
 def test_headers_of_version_1_that_are_no_header_are_refused(text: bytes, tiny_file: bytes, tmp_path: Path) -> None:
-    data = with_header_text(tiny_file, text)
-    refused(tmp_path / "m.mq", sealed(data[:8] + struct.pack("<I", 1) + data[12:-32]), "header: ")
+    refused(tmp_path / "m.mq", with_header_text(tiny_file, text, version=1), "header: ")
 
 
 def test_a_key_that_stands_twice_is_refused_in_version_1_too(tiny_file: bytes, tmp_path: Path) -> None:
     data = version_1(tiny_file)
     text = header_text(data)
-    doubled = with_header_text(data, text[:-1] + b',"nodes":[]}')
+    doubled = with_header_text(data, text[:-1] + b',"nodes":[]}', version=1)
     refused(tmp_path / "m.mq", doubled, "each once")
 
 
@@ -435,7 +494,7 @@ COARSE = METADATA.model_copy(update={"dataset": "phantom-coarse", "classes": {0:
 def coarse_part(data: bytes) -> tuple[int, int]:
     """Where the coarse network begins and ends, by the header."""
     entry = json.loads(header_text(data))["coarse"]
-    start = (20 + len(header_text(data)) + 63) // 64 * 64 + entry["offset"]
+    start = (20 + struct.unpack("<Q", data[12:20])[0] + 63) // 64 * 64 + entry["offset"]
     return start, start + entry["size_bytes"]
 
 
@@ -565,22 +624,25 @@ def sealed(body: bytes) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
-def with_header_text(data: bytes, text: bytes) -> bytes:
+def with_header_text(data: bytes, text: bytes, version: int = 3) -> bytes:
+    """The file with another header; up to version 2 a header is not deflated."""
     length = struct.unpack("<Q", data[12:20])[0]
     tensors = data[(20 + length + 63) // 64 * 64 : -32]
-    head = data[:12] + struct.pack("<Q", len(text)) + text
+    stored = text if version < 3 else zlib.compress(text, 9)
+    head = data[:8] + struct.pack("<IQ", version, len(stored)) + stored
     return sealed(head + bytes(-len(head) % 64) + tensors)
 
 
-def forged(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+def forged(data: bytes, change: Callable[[dict[str, Any]], None], version: int = 3) -> bytes:
     header = json.loads(header_text(data))
     change(header)
-    return with_header_text(data, json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    return with_header_text(data, json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(), version)
 
 
 def header_text(data: bytes) -> bytes:
-    length: int = struct.unpack("<Q", data[12:20])[0]
-    return data[20 : 20 + length]
+    version, length = struct.unpack("<IQ", data[8:20])
+    stored = data[20 : 20 + length]
+    return stored if version < 3 else zlib.decompress(stored)
 
 
 def test_the_forger_itself_changes_nothing(tiny_file: bytes) -> None:

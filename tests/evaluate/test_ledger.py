@@ -68,6 +68,18 @@ def test_the_same_two_convolutions_as_a_program() -> None:
     assert ledger == weighed(two_convolutions(), 4, 6, ["second=3/"], (1, 1, 8, 8))
 
 
+def test_a_coarse_network_is_counted_as_well() -> None:
+    one, eight = np.ones(1, dtype=np.int64), TensorFormat(8, 0, 5)
+    image = ImageNode("input", (), eight, 1)
+    head = ConvolutionNode("head", ("input",), None, np.ones((1, 1, 3, 3), dtype=np.int64), one, one, 4, PADDED, relu=False)
+    program = IntegerProgram((image, head), (6,))
+    ledger = weigh_program(program, 10, 4, (1, 1, 8, 8), coarse=program)
+    # 9 weights of 4 bits, a bias, an exponent, and the image's format.
+    assert ledger.coarse_parameter_bytes == 5 + 4 + 1 + 3
+    assert ledger.parameter_bytes == 2 * ledger.coarse_parameter_bytes
+    assert ledger.activation_peak_bytes == weigh_program(program, 10, 4, (1, 1, 8, 8)).activation_peak_bytes
+
+
 def test_float_layers_count_32_bits() -> None:
     # All float: 36 weights and 3 biases of 4 bytes, no exponents, no formats.
     ledger = weighed(two_convolutions(), 32, 32, [], (1, 1, 8, 8))

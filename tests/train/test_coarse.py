@@ -134,6 +134,16 @@ def test_a_finished_coarse_stage_is_left_alone(run: Path, tmp_path: Path, monkey
     assert (folder / "model.mq").read_bytes() == (run / "model.mq").read_bytes()
 
 
+def test_its_parameters_are_counted_and_fit_the_file(run: Path) -> None:
+    memory = _json(run / "eval.json")["memory"]
+    assert isinstance(memory, dict)
+    alone = _json(run / "coarse" / "eval.json")["memory"] if (run / "coarse" / "eval.json").exists() else None
+    assert memory["coarse_parameter_bytes"] > 0
+    assert alone is None or memory["coarse_parameter_bytes"] == alone["parameter_bytes"]  # type: ignore[index]
+    # Two networks, each with room for its header.
+    assert memory["parameter_bytes"] < memory["model_file_bytes"] <= 1.01 * memory["parameter_bytes"] + 2 * 16 * 1024
+
+
 def test_killed_while_its_folder_was_made_it_is_made_again(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     session = start_small(folder, *COARSE, stop_requested=after_steps(1))

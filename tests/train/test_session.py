@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_sessions import PROCESS_PEAK_BYTES, SLICE_SIDE, finish_small, half_written, resume_small, start_small, train_small
+from small_sessions import PROCESS_PEAK_BYTES, SLICE_SIDE, finish_small, half_written, resume_small, small_phantom, start_small, train_small
 
 from medquant.deploy.packed import load_model
 from medquant.errors import CheckpointError, ConfigError, EngineMismatchError, InputError, UsageError
@@ -152,9 +152,31 @@ def test_memory_is_counted_from_the_file_and_the_network(finished_run: Path) -> 
     assert memory["input_shape"] == [1, 1, side, side]
 
 
+def test_the_model_file_says_what_it_was_trained_on_and_how_it_scored(finished_run: Path, tmp_path: Path) -> None:
+    card = load_model(finished_run / "model.mq").metadata
+    document = json.loads((finished_run / "eval.json").read_text())
+    assert card.metrics["part"] == "test"
+    assert card.metrics["cases"] == len(document["cases"])
+    for name, summary in document["dice"].items():
+        assert card.metrics["dice"][name] == {"mean": summary["mean"], "interval_95": summary["interval_95"]}  # type: ignore[index, call-overload]
+    assert document["memory"]["model_file_bytes"] == (finished_run / "model.mq").stat().st_size
+    # The phantom's own figures: what its generator was asked for, not what the run found.
+    train = [case for case in small_phantom().cases if case.id in card.split["train"]]  # type: ignore[operator]
+    spacings = np.array([case.image.spacing_mm for case in train])
+    assert card.scan["spacing_mm"] == [spacings.min(axis=0).tolist(), spacings.max(axis=0).tolist()]
+    assert card.scan["values"] == [
+        [min(float(case.image.array.min()) for case in train), max(float(case.image.array.max()) for case in train)]
+    ]
+    assert "not a medical device" in card.intended_use.lower()
+    train_small(tmp_path / "run", "card.licence=CC-BY-4.0", "card.intended_use=Teaching.", "train.float_twin=false")
+    stated = load_model(tmp_path / "run" / "model.mq").metadata
+    assert (stated.licence, stated.intended_use) == ("CC-BY-4.0", "Teaching.")
+
+
 def test_the_model_file_tells_nothing_of_this_machine(finished_run: Path) -> None:
     metadata = load_model(finished_run / "model.mq").metadata
     assert metadata.config["data"]["path"] is None  # type: ignore[index, call-overload]
+    assert str(finished_run.parent) not in metadata.model_dump_json()
     assert str(finished_run.parent).encode() not in (finished_run / "model.mq").read_bytes()
     assert metadata.data_sha256 == _json(finished_run / "run.json")["data"]["content_sha256"]  # type: ignore[index, call-overload]
 

@@ -171,6 +171,8 @@ def _contents(path: Path) -> Iterator[bytes]:
     yield data
     if data[:2] == b"\x1f\x8b":
         yield gzip.decompress(data)
+    if data[:8] == b"MEDQUANT" and data[8] >= 3:
+        yield zlib.decompress(data[20 : 20 + int.from_bytes(data[12:20], "little")])
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         with Image.open(path) as image:
             image.load()

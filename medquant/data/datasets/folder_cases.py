@@ -32,6 +32,12 @@ _PATCH_STEP, _SMALLEST_PATCH, _LARGEST_PATCH = 16, 32, 256
 _HIGHEST_CLASS = 255
 
 
+_MODALITIES = {"CT": "CT", "EM": "EM"} | dict.fromkeys(
+    ("MR", "MRI", "T", "TW", "T1W", "T2W", "T1GD", "T1CE", "T1C", "T2STAR", "FLAIR", "ADC", "DWI", "PD", "PDW", "CINE-MRI"), "MR"
+)
+"""Channel names in use, without a number at their end, and what they are."""
+
+
 @dataclass(frozen=True)
 class ListedCase:
     """Files of one case, each known to lie in the dataset folder.
@@ -96,6 +102,7 @@ def read_folder(folder: Folder, cache: ArrayCache) -> Dataset:
         recipe=recipe,
         regions=folder.labels.regions,
         channels=folder.channels,
+        modality=_modality(folder.channels),
     )
     parts = [
         f"{folder.layout} folder: {_count(len(cases), 'labelled case')}, each taken for a subject of its own because file names do not say "
@@ -105,6 +112,12 @@ def read_folder(folder: Folder, cache: ArrayCache) -> Dataset:
         *_describe_found(found, folder.labels),
     ]
     return Dataset(info=info, cases=cases, path=str(folder.path), recognised="; ".join(parts) + ".", content_sha256=content_sha256(cases))
+
+
+def _modality(channels: tuple[str, ...]) -> str:
+    """By the channels' names in dataset.json, where all of them say the same."""
+    named = {_MODALITIES.get(channel.upper().rstrip("0123456789_ -"), "") for channel in channels}
+    return named.pop() if len(named) == 1 else ""
 
 
 def _read_case(listed: ListedCase, folder: Folder, cache: ArrayCache, found: _Found) -> Case:

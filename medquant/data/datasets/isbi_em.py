@@ -24,6 +24,7 @@ VOXEL_SIZE_NM = (4.0, 4.0, 50.0)
 
 INFO = DatasetInfo(
     name="isbi_em",
+    modality="EM",
     classes={0: "membrane", 1: "cell"},
     scored=("cell", "membrane"),
     official_score=("v_rand", "v_info"),

@@ -23,6 +23,7 @@ __all__ = ["INFO", "LAYOUT", "load", "recognise"]
 
 INFO = DatasetInfo(
     name="pancreas_ct",
+    modality="CT",
     classes={0: "background", 1: "pancreas"},
     scored=("pancreas",),
     recipe={

@@ -31,6 +31,7 @@ LAYOUT = (
 
 INFO = DatasetInfo(
     name="spinal_gm",
+    modality="MR",
     classes={0: "background", 1: "gray_matter", 2: "white_matter"},
     scored=("gray_matter", "white_matter", "cord"),
     official_score=("msd", "hd", "shd", "smd", "sensitivity", "specificity", "precision", "jaccard", "conformity"),

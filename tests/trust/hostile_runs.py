@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,11 +268,12 @@ def rewritten(edit: Callable[[Document], object]) -> Callable[[Ground, bytes], b
 
     def content(_: Ground, data: bytes) -> bytes:
         magic, version, length = struct.unpack("<8sIQ", data[:20])
-        header = json.loads(data[20 : 20 + length])
+        header = json.loads(zlib.decompress(data[20 : 20 + length]))
         edit(header)
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
         start = -(-(20 + length) // 64) * 64
-        head = struct.pack("<8sIQ", magic, version, len(text)) + text
+        stored = zlib.compress(text)
+        head = struct.pack("<8sIQ", magic, version, len(stored)) + stored
         body = head + bytes(-len(head) % 64) + data[start:-32]
         return body + hashlib.sha256(body).digest()
 

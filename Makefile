@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 TEST_ENV := OMP_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: setup test test-slow demo check clean
+.PHONY: setup test test-slow test-container demo check clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+# Builds the Dockerfile and runs it; skips, saying so, where nothing can build images.
+test-container: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -m container -rs
 
 demo: $(STAMP)
 	$(BIN)/medquant train --wbits 4 --abits 6

@@ -115,6 +115,8 @@ def test_pinned_versions_satisfy_the_floors(repository: Path) -> None:
     wanted = [Requirement(text) for group in groups for text in group]
     assert len(wanted) > 16
     for requirement in wanted:
+        if requirement.name == project["name"]:
+            continue  # an extra that takes in others
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 

@@ -8,12 +8,15 @@ import typer
 
 from medquant.cli.doctor import doctor
 from medquant.cli.evaluate import evaluate
+from medquant.cli.export import export
 from medquant.cli.info import info
 from medquant.cli.inspect import inspect
 from medquant.cli.plan import plan
+from medquant.cli.predict import predict
 from medquant.cli.prepare import prepare
 from medquant.cli.report import report
 from medquant.cli.train import train
+from medquant.cli.verify import verify
 
 app = typer.Typer(
     name="medquant",
@@ -25,6 +28,9 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("plan")(plan)
+app.command("export")(export)
+app.command("verify")(verify)
+app.command("predict")(predict)
 app.command("report")(report)
 app.command("info")(info)
 app.command("doctor")(doctor)

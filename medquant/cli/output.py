@@ -14,9 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
-from medquant.errors import InterruptedRunError, MedquantError
+from medquant.errors import InterruptedRunError, MedquantError, UsageError
 
 SCHEMA = 1
+
+_OPTIONAL = ("torch", "monai", "safetensors", "tensorboard", "openvino", "onnx", "onnxruntime")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
@@ -71,6 +73,15 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             # The reader (head, a pager) has seen enough; nothing is wrong. Python would complain again when it closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from error
+        except ModuleNotFoundError as error:
+            # Servers that only predict have no torch.
+            if error.name is None or error.name.split(".")[0] not in _OPTIONAL:
+                raise
+            _complain(
+                f"this command needs {error.name}, which is not installed here; install medquant with it, or use a machine that has it",
+                bool(kwargs.get("verbose")),
+            )
+            raise typer.Exit(UsageError.exit_code) from error
         except MemoryError as error:
             _complain("out of memory; lower data.batch_size, data.patch_size or model.channels", bool(kwargs.get("verbose")))
             raise typer.Exit(1) from error

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medquant.data.atomic import write_atomically
 from medquant.data.nifti_check import NiftiContents, read_nifti_fully
 from medquant.data.nifti_geometry import TransformRule, affine_mm
+from medquant.data.nifti_header import NiftiHeader
 from medquant.data.volume import Volume
 from medquant.data.voxel_rules import BadVoxelRule, Notify, apply_bad_voxel_rule, count_bad_voxels
 from medquant.errors import InputError, UsageError
@@ -158,17 +159,26 @@ def write_nifti(path: Path, volume: Volume, *, description: str = "") -> None:
 
 def _read_placed(path: Path, transform: TransformRule, max_decoded_bytes: int | None) -> tuple[NiftiContents, NDArray[np.float64], bool]:
     contents = read_nifti_fully(path, max_decoded_bytes)
-    if contents.header.intent_code in _NOT_SCALAR_INTENTS:
-        raise InputError(
-            f"{path}: the header says that its values are vectors or matrices (intent code {contents.header.intent_code}), "
-            "expected one gray value a voxel; give the scan itself"
-        )
+    check_intent(path, contents.header)
     return (contents, *affine_mm(path, contents.header, transform))
 
 
+def check_intent(path: Path, header: NiftiHeader) -> None:
+    """Raise InputError where the header says that a voxel is more than one gray value."""
+    if header.intent_code in _NOT_SCALAR_INTENTS:
+        raise InputError(
+            f"{path}: the header says that its values are vectors or matrices (intent code {header.intent_code}), "
+            "expected one gray value a voxel; give the scan itself"
+        )
+
+
 def _with_axes(path: Path, contents: NiftiContents, axes: int) -> NDArray[np.generic]:
-    """The values with 3 or 4 axes; those of length 1 behind the third come and go as needed."""
-    shape = contents.values.shape
+    """The values with 3 or 4 axes."""
+    return contents.values.reshape(spatial_shape(path, contents.values.shape, axes), order="F")
+
+
+def spatial_shape(path: Path, shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """The shape with 3 or 4 axes; those of length 1 behind the third come and go as needed. InputError where it has more, or one."""
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > axes:
@@ -176,7 +186,7 @@ def _with_axes(path: Path, contents: NiftiContents, axes: int) -> NDArray[np.gen
         raise InputError(f"{path}: found {len(shape)} axes of lengths {shape}, expected at most {axes}; {remedy}")
     if len(shape) < 2:
         raise InputError(f"{path}: found one axis of length {shape[0]}, expected an image of 2 or 3 axes; convert the scan again")
-    return contents.values.reshape((*shape, 1, 1)[:axes], order="F")
+    return (*shape, 1, 1)[:axes]
 
 
 def _class_numbers(path: Path, array: NDArray[np.generic]) -> NDArray[np.uint8]:

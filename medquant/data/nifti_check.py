@@ -13,7 +13,8 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -79,6 +80,38 @@ def read_nifti_fully(path: Path, max_decoded_bytes: int | None = None) -> NiftiC
         InputError: missing; no single-file NIfTI; an impossible header; cut short; failing its checksum; of colour or complex
             voxels; more bytes after the voxels than padding explains; or larger than allowed.
     """
+    with open_nifti(path, max_decoded_bytes) as opened:
+        stored = _read_stored(path, opened)
+    header = opened.header
+    return _contents(path, header, _scaled(stored, header) if header.scales else stored)
+
+
+@dataclass(frozen=True)
+class OpenNifti:
+    """A NIfTI file whose header has passed the checks, its stream right behind the fixed part of the header.
+
+    Args:
+        header: the checked header.
+        head_bytes: what was read of the stream.
+        stream: decoded bytes.
+        packed: whether the file is compressed.
+    """
+
+    header: NiftiHeader
+    head_bytes: int
+    stream: BinaryIO
+    packed: bool
+
+
+@contextmanager
+def open_nifti(path: Path, max_decoded_bytes: int | None = None) -> Iterator[OpenNifti]:
+    """Open a file and check all that can be known before its voxels are read.
+
+    Inside the block, a stream that cannot be read, ends early or fails its checksum becomes an InputError.
+
+    Raises:
+        InputError: see :func:`read_nifti_fully`.
+    """
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
         raise InputError(f"{path}: found {found}, expected a NIfTI file; check the path")
@@ -96,12 +129,11 @@ def read_nifti_fully(path: Path, max_decoded_bytes: int | None = None) -> NiftiC
             else:
                 _check_length(path, needed, size_bytes)
                 _check_limit(path, header, needed, needed, max_decoded_bytes)
-            stored = _read_stored(path, stream, header, head_bytes)
+            yield OpenNifti(header, head_bytes, stream, packed)
     except (OSError, EOFError, zlib.error) as error:
         # What the error quotes of the file is not repeated.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the stream ends early or fails its checksum"
         raise InputError(f"{path}: cut short or damaged ({reason}); copy or download it again") from error
-    return _contents(path, header, _scaled(stored, header) if header.scales else stored)
 
 
 def _contents(path: Path, header: NiftiHeader, values: NDArray[np.generic]) -> NiftiContents:
@@ -150,50 +182,76 @@ def _check_limit(path: Path, header: NiftiHeader, needed: int, size_bytes: int, 
         )
 
 
-def _read_stored(path: Path, stream: BinaryIO, header: NiftiHeader, head_bytes: int) -> NDArray[np.generic]:
+def _read_stored(path: Path, opened: OpenNifti) -> NDArray[np.generic]:
     """Read straight into the array that is returned, then on to the end of the stream, where the checksum is."""
-    skipped = head_bytes
-    while skipped < header.data_offset:
-        piece = stream.read(min(_PIECE_BYTES, header.data_offset - skipped))
-        if not piece:
-            raise InputError(f"{path}: ends before its voxels, which start at byte {header.data_offset}; copy or download it again")
-        skipped += len(piece)
+    header = opened.header
+    skip_to_voxels(path, opened)
     content = np.empty(header.data_bytes, dtype=np.uint8)
-    read: Callable[[memoryview], int | None] = stream.readinto  # type: ignore[attr-defined]
-    filled = 0
-    while filled < content.size:
-        count = read(content.data[filled : filled + _PIECE_BYTES])
-        if not count:
-            raise InputError(f"{path}: found {filled} of {content.size} bytes of voxels; cut short, so copy or download it again")
-        filled += count
-    # Less than was asked for comes only at the end of the stream, where gzip compares checksum and length.
-    padding = stream.read(_PADDING_BYTES + 1)
-    if len(padding) > _PADDING_BYTES or any(padding):
-        raise InputError(f"{path}: holds more data than its shape {header.shape} needs; the header is wrong, so convert the scan again")
+    read_voxels(path, opened, content, 0)
+    check_end(path, opened)
     stored = content.view(header.stored)
     if not stored.dtype.isnative:
         stored = stored.byteswap(inplace=True).view(header.stored.newbyteorder("="))
     return stored.reshape(header.shape, order="F")
 
 
+def skip_to_voxels(path: Path, opened: OpenNifti) -> None:
+    """Read past header and extensions."""
+    skipped = opened.head_bytes
+    while skipped < opened.header.data_offset:
+        piece = opened.stream.read(min(_PIECE_BYTES, opened.header.data_offset - skipped))
+        if not piece:
+            raise InputError(f"{path}: ends before its voxels, which start at byte {opened.header.data_offset}; copy or download it again")
+        skipped += len(piece)
+
+
+def read_voxels(path: Path, opened: OpenNifti, content: NDArray[np.uint8], before: int) -> None:
+    """Fill ``content`` with the next bytes of voxels, ``before`` bytes of them having been read; InputError where they end."""
+    read: Callable[[memoryview], int | None] = opened.stream.readinto  # type: ignore[attr-defined]
+    filled = 0
+    while filled < content.size:
+        count = read(content.data[filled : filled + _PIECE_BYTES])
+        if not count:
+            found, wanted = before + filled, opened.header.data_bytes
+            raise InputError(f"{path}: found {found} of {wanted} bytes of voxels; cut short, so copy or download it again")
+        filled += count
+
+
+def check_end(path: Path, opened: OpenNifti) -> None:
+    """Read on to the end of the stream, where gzip compares checksum and length; more than padding is refused."""
+    # Less than was asked for comes only at the end of the stream.
+    padding = opened.stream.read(_PADDING_BYTES + 1)
+    if len(padding) > _PADDING_BYTES or any(padding):
+        raise InputError(
+            f"{path}: holds more data than its shape {opened.header.shape} needs; the header is wrong, so convert the scan again"
+        )
+
+
 def _scaled(stored: NDArray[np.generic], header: NiftiHeader) -> NDArray[np.generic]:
     """Apply slope and intercept in float64, one part after the other, and keep the result in the type that suffices."""
     flat = stored.reshape(-1, order="F")
     parts = [slice(start, start + _PIECE_BYTES) for start in range(0, flat.size, _PIECE_BYTES)]
-    values = np.empty(flat.size, dtype=_scaled_type(max(_largest(flat[part]) for part in parts), header))
-    # A value beyond the largest number becomes Inf, which the reader's rule for bad voxels then meets.
-    with np.errstate(over="ignore", invalid="ignore"):
-        for part in parts:
-            values[part] = flat[part].astype(np.float64) * header.slope + header.intercept
+    values = np.empty(flat.size, dtype=scaled_type(max(largest_stored(flat[part]) for part in parts), header))
+    for part in parts:
+        values[part] = scaled(flat[part], header, values.dtype)
     return values.reshape(header.shape, order="F")
 
 
-def _largest(part: NDArray[np.generic]) -> float:
+def scaled(part: NDArray[np.generic], header: NiftiHeader, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    """Slope and intercept applied to stored numbers, in float64, as ``dtype``."""
+    # A value beyond the largest number becomes Inf, which the reader's rule for bad voxels then meets.
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: NDArray[np.generic] = (part.astype(np.float64) * header.slope + header.intercept).astype(dtype)
+    return values
+
+
+def largest_stored(part: NDArray[np.generic]) -> float:
+    """Largest magnitude among the finite numbers."""
     finite = part[np.isfinite(part)] if part.dtype.kind == "f" else part
     return max(abs(float(finite.min())), abs(float(finite.max()))) if finite.size else 0.0
 
 
-def _scaled_type(largest_stored: float, header: NiftiHeader) -> type[np.float32] | type[np.float64]:
+def scaled_type(largest_stored: float, header: NiftiHeader) -> type[np.float32] | type[np.float64]:
     """float32, unless its rounding at the largest value is no longer small beside the step between stored numbers."""
     limits = np.finfo(np.float32)
     if header.stored.kind == "f" and header.stored.itemsize == 8:

@@ -15,6 +15,8 @@ from typing import Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from medquant.data.ordered_sum import ordered_sum, read_volume
+from medquant.data.slabs import let_go
 from medquant.data.volume import FloatArray
 from medquant.errors import CheckpointError, ConfigError, InputError, unknown_name
 
@@ -78,7 +80,7 @@ class Normalisation:
         Raises:
             InputError: the array holds NaN or Inf.
         """
-        return _statistics(_checked(array)) if self.kind == "zscore_volume" else None
+        return volume_statistics(array) if self.kind == "zscore_volume" else None
 
     def apply_slice(self, pixels: NDArray[np.generic], statistics: Statistics | None) -> FloatArray:
         """Normalise one slice.
@@ -128,9 +130,13 @@ class Normalisation:
 def _checked(array: NDArray[np.generic]) -> NDArray[np.float64]:
     values = np.array(array, dtype=np.float64, order="C")
     if not np.isfinite(values).all():
-        count = int(np.count_nonzero(~np.isfinite(values)))
-        raise InputError(f"found {count} NaN or Inf voxels in the image, expected finite numbers; repair the image first")
+        raise bad_voxels(int(np.count_nonzero(~np.isfinite(values))))
     return values
+
+
+def bad_voxels(count: int) -> InputError:
+    """The refusal of an image with so many bad voxels."""
+    return InputError(f"found {count} NaN or Inf voxels in the image, expected finite numbers; repair the image first")
 
 
 def _statistics(values: NDArray[np.float64]) -> Statistics:
@@ -142,15 +148,27 @@ def _statistics(values: NDArray[np.float64]) -> Statistics:
     return mean, math.sqrt(_ordered_sum(np.square(values - mean).ravel()) / count)
 
 
-def _ordered_sum(values: NDArray[np.float64]) -> float:
-    """Sum by adding the second half to the first until one value is left.
+def volume_statistics(array: NDArray[np.generic]) -> Statistics:
+    """What :func:`_statistics` says of all voxels in C order, ``(I, J, K)``, without a copy of them in memory.
 
-    NumPy's own sum may group the terms differently from one build to another; elementwise additions cannot.
+    Raises:
+        InputError: NaN or Inf.
     """
-    while values.size > 1:
-        half = values.size // 2
-        folded = values[:half] + values[half : 2 * half]
-        if values.size % 2:
-            folded[0] += values[-1]
-        values = folded
-    return float(values[0])
+    bad, low, high = 0, math.inf, -math.inf
+    for k in range(array.shape[2]):
+        pixels = np.asarray(array[:, :, k], dtype=np.float64)
+        bad += int(np.count_nonzero(~np.isfinite(pixels)))
+        low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
+        let_go(array)
+    if bad:
+        raise bad_voxels(bad)
+    if low == high:
+        return low, 0.0
+    read, count = read_volume(array), float(array.size)
+    mean = ordered_sum(array.size, read) / count
+    return mean, math.sqrt(ordered_sum(array.size, lambda start, stop: np.square(read(start, stop) - mean)) / count)
+
+
+def _ordered_sum(values: NDArray[np.float64]) -> float:
+    """:func:`~medquant.data.ordered_sum.ordered_sum` of values that are in memory."""
+    return ordered_sum(values.size, lambda start, stop: values[start:stop])

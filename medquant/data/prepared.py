@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from medquant.data.content import volume_sha256
 from medquant.data.normalise import Normalisation, Statistics
 from medquant.data.prepared_grid import GridRule, PreparedGrid
+from medquant.data.slabs import SliceSource
 from medquant.data.stored import ArrayCache, StoredVolume
 from medquant.data.volume import Case, FloatArray, LabelArray, Volume
 from medquant.errors import CheckpointError, GeometryError, InputError
@@ -140,6 +141,23 @@ class PreparedCase:
         for first in range(0, self.slices, at_once):
             yield np.stack([self.image(k) for k in range(first, min(first + at_once, self.slices))])
 
+    def canvas(self) -> LabelArray:
+        """An empty mask on the grid of the file, ``(I, J, K)``, slices contiguous."""
+        return np.zeros(self.grid.stored_shape[::-1], dtype=np.uint8).transpose(2, 1, 0)
+
+    def place(self, canvas: LabelArray, first: int, slices: LabelArray) -> None:
+        """Put some slices of the window's mask, ``(I, J, N)``, the first of them ``first``, into a mask on the grid of the file.
+
+        All slices together give what ``restore`` gives, and no second mask is held.
+        """
+        for number in range(slices.shape[2]):
+            pixels = slices[:, :, number]
+            if self.window.shape[:2] != self.grid.shape[:2]:
+                whole = np.zeros(self.grid.shape[:2], dtype=np.uint8)
+                whole[self.window.in_plane] = pixels
+                pixels = whole
+            self.grid.place(canvas, self.window.start[2] + first + number, pixels)
+
     def restore(self, mask: LabelArray) -> LabelArray:
         """A mask of the window ``(I, J, K)`` → the mask on the grid of the file, background (class 0) beyond the window.
 
@@ -211,10 +229,16 @@ def _on_grid(volume: Volume, grid: PreparedGrid, cache: ArrayCache, is_mask: boo
     if grid.plane is None:
         return volume if grid.is_identity else ReorientedVolume(volume, grid)
 
-    def make() -> Volume:
-        return Volume(grid.mask(volume.array) if is_mask else grid.image(volume.array), affine, volume.has_geometry)
+    plane, dtype = grid.plane, np.dtype(np.uint8 if is_mask else np.float32)
 
-    kept = cache.keep(f"prepared 1 {volume_sha256(volume)} {grid} {'mask' if is_mask else 'image'}", make)
+    def slices() -> Iterator[NDArray[np.generic]]:
+        for k in range(grid.shape[2]):
+            # Asked for anew each time: of a volume that lies in a file, no more than a slice is mapped.
+            pixels = grid.orient(volume.array)[:, :, k]
+            yield plane.mask(np.asarray(pixels, dtype=np.uint8)) if is_mask else plane.image(pixels)
+
+    key = f"prepared 1 {volume_sha256(volume)} {grid} {'mask' if is_mask else 'image'}"
+    kept = cache.keep_slices(key, SliceSource(grid.shape, dtype, affine, volume.has_geometry, slices))
     if isinstance(kept, StoredVolume):
         kept.verify()
     return kept

@@ -116,6 +116,11 @@ class PreparedGrid:
             return oriented
         return np.asarray(_by_slice(oriented, self.plane.mask, self.shape, np.dtype(np.uint8)), dtype=np.uint8)
 
+    def place(self, canvas: LabelArray, k: int, pixels: LabelArray) -> None:
+        """Put slice ``k`` of a prepared mask, ``(P, Q)``, to its place in ``canvas``, the mask on the grid of the file: see ``restore``."""
+        # A view: what is written here is written there.
+        self.orient(canvas)[:, :, k] = pixels if self.plane is None else self.plane.restore(pixels)
+
     def restore(self, mask: LabelArray) -> LabelArray:
         """Prepared mask → mask on the grid of the file.
 
@@ -148,7 +153,7 @@ class GridRule:
         if not volume.has_geometry:
             return PreparedGrid(volume.shape, (0, 1, 2), (False, False, False), None, volume.spacing_mm)
         axes, flipped = _orientation(volume.affine, self.slice_axis)
-        spacing = tuple(volume.spacing_mm[axis] for axis in axes)
+        spacing = tuple(_without_noise(volume.spacing_mm[axis]) for axis in axes)
         size = tuple(volume.shape[axis] for axis in axes)
         plane = self._plane((size[0], size[1]), (spacing[0], spacing[1]))
         in_plane = (spacing[0], spacing[1]) if plane is None or self.spacing_mm is None else self.spacing_mm
@@ -180,6 +185,11 @@ class GridRule:
         if known is None or set(data) != {"slice_axis", "spacing_mm"} or not well_formed:
             raise CheckpointError(f"stored grid rule {dict(data)!r} is not readable, expected slice_axis and spacing_mm")
         return GridRule(known, None if listed is None else (listed[0], listed[1]))
+
+
+def _without_noise(spacing_mm: float) -> float:
+    """To six digits: a NIfTI holds 32-bit numbers, DICOM decimals, and the pixels of one scan must be resampled to the same bits."""
+    return float(f"{spacing_mm:.6g}")
 
 
 def choose_slice_axis(volumes: list[Volume]) -> SliceAxis:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from medquant.data.atomic import write_atomically
 from medquant.data.bounded import read_bounded
 from medquant.data.content import array_sha256
+from medquant.data.slabs import SliceSource, npy_sha256, write_npy_slices
 from medquant.data.volume import Volume
-from medquant.errors import InputError, MedquantError, UsageError
+from medquant.errors import InputError, UsageError
 
 FORMAT = 2
 """Enters every key: raise it when the meaning of stored voxels changes, and old files are simply not found again."""
@@ -108,8 +109,10 @@ class StoredVolume(Volume):
         Raises:
             UsageError: they differ, or the file is gone.
         """
-        if array_sha256(self.array) != self.sha256:
-            path: Path = self.__dict__["_path"]
+        path: Path = self.__dict__["_path"]
+        # Mapped, which checks its shape, and let go of; the voxels are read in pieces, so that they do not stay in this process.
+        _ = self.array
+        if npy_sha256(path) != self.sha256:
             raise UsageError(f"{path}: the cached array is damaged, its SHA-256 is not the one noted; delete the cache and start again")
 
     def __repr__(self) -> str:
@@ -127,10 +130,11 @@ class ArrayCache:
 
     Args:
         folder: where the files go, made when first needed; None for no cache.
+        remedy: what messages advise where it cannot be written.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, remedy: str = "set data.cache to another folder or to off") -> None:
+        self.folder, self.remedy = folder, remedy
 
     @staticmethod
     def default_folder() -> Path:
@@ -174,6 +178,19 @@ class ArrayCache:
         known = _read_facts(place)
         return known if known is not None else self._store(place, make())
 
+    def keep_slices(self, key: str, source: SliceSource) -> Volume:
+        """As ``keep``, for a volume that is made slice by slice and is never in memory as a whole, unless there is no folder."""
+        if self.folder is None:
+            return source.volume()
+        name = _digest(f"format {FORMAT} {key}")
+        place = self.folder / VOLUMES / name[:2] / f"{name}.json"
+        known = _read_facts(place)
+        if known is not None:
+            return known
+        found: list[str] = []
+        self._write(place.with_suffix(".npy"), lambda stream: found.append(write_npy_slices(stream, source)))
+        return self._note_volume(place, source.shape, source.dtype, source.affine, source.has_geometry, found[0])
+
     def note(self, key: str, make: Callable[[], Mapping[str, object]]) -> Mapping[str, object]:
         """Small facts, kept as JSON under a key that says everything they were made from."""
         if self.folder is None:
@@ -208,15 +225,19 @@ class ArrayCache:
             return volume
         array = volume.array
         slices = array.transpose(2, 1, 0)
-        path = place.with_suffix(".npy")
-        facts = {
-            "shape": list(array.shape),
-            "dtype": array.dtype.name,
-            "affine": volume.affine.tolist(),
-            "has_geometry": volume.has_geometry,
-            "sha256": array_sha256(array),
-        }
-        self._write(path, lambda stream: _write_npy(stream, slices))
+        self._write(place.with_suffix(".npy"), lambda stream: _write_npy(stream, slices))
+        return self._note_volume(place, volume.shape, array.dtype, volume.affine, volume.has_geometry, array_sha256(array))
+
+    def _note_volume(
+        self,
+        place: Path,
+        shape: tuple[int, int, int],
+        dtype: np.dtype[np.generic],
+        affine: NDArray[np.float64],
+        has_geometry: bool,
+        sha256: str,
+    ) -> Volume:
+        facts = {"shape": list(shape), "dtype": dtype.name, "affine": affine.tolist(), "has_geometry": has_geometry, "sha256": sha256}
         # The facts come last: a file without them is not there.
         self._write(place, lambda stream: stream.write(_sealed(facts)))
         stored = _read_facts(place)
@@ -229,11 +250,9 @@ class ArrayCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda stream: _discard(write(stream)))
         except OSError as error:
-            raise UsageError(
-                f"{path.parent}: the cache cannot be written ({error.strerror}); set data.cache to another folder or to off"
-            ) from error
-        except MedquantError as error:
-            raise UsageError(f"{error}. This is the cache of decoded scans: set data.cache to another folder or to off") from error
+            raise UsageError(f"{path.parent}: the cache cannot be written ({error.strerror}); {self.remedy}") from error
+        except UsageError as error:
+            raise UsageError(f"{error}. This is the cache of decoded scans: {self.remedy}") from error
 
 
 def _discard(value: object) -> None:

@@ -78,18 +78,28 @@ def apply_bad_voxel_rule(
     found = count_bad_voxels(array)
     if not found.count:
         return array
-    if found.count == found.total:
-        raise InputError(f"{source}: found {found.describe()}, expected an image; nothing is left to repair, so make the image again")
-    if rule == "refuse":
-        raise InputError(
-            f"{source}: found {found.describe()}, expected finite numbers; repair the image, or have them set to 0 (bad voxels: zero)"
-        )
+    if rule == "refuse" or found.count == found.total:
+        refuse_bad_voxels(source, found)
     repaired = array if array.flags.writeable else array.copy(order="K")
     for part in _parts(repaired):
         part[~np.isfinite(part)] = 0
     if notify is not None:
         notify(f"{source}: {found.describe()} set to 0, as asked")
     return repaired
+
+
+def refuse_bad_voxels(source: Path | str, found: BadVoxels) -> None:
+    """The rule ``refuse``.
+
+    Raises:
+        InputError: there is a bad voxel.
+    """
+    if found.count and found.count == found.total:
+        raise InputError(f"{source}: found {found.describe()}, expected an image; nothing is left to repair, so make the image again")
+    if found.count:
+        raise InputError(
+            f"{source}: found {found.describe()}, expected finite numbers; repair the image, or have them set to 0 (bad voxels: zero)"
+        )
 
 
 def _parts(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:

@@ -14,6 +14,8 @@ from medquant.data.volume import FloatArray, LabelArray
 from medquant.deploy.decide import decide, quantize_image, real_outputs
 from medquant.deploy.engines import open_engine
 from medquant.errors import InputError
+from medquant.predict.heads import split_program
+from medquant.predict.tiles import TilePlan, plan_tiles, run_tiles
 from medquant.quant.program import IntegerProgram
 
 Number = TypeVar("Number", bound=np.generic)
@@ -58,30 +60,96 @@ class MaskPredictor(ABC):
     def _only_output(self, images: FloatArray) -> FloatArray:
         outputs = self._levels(images)
         if outputs.shape[1] != 1:
-            raise InputError(f"the network has {outputs.shape[1]} outputs, expected one: a threshold decides between two classes only")
+            raise several_outputs(outputs.shape[1])
         return outputs[:, 0]
+
+    def _at_once(self, size: tuple[int, ...]) -> int:
+        """How many images of these spatial axes are run together."""
+        return max(1, _PIXELS_AT_ONCE // math.prod(size))
 
     def _in_groups(self, images: FloatArray, run: Callable[[FloatArray], NDArray[Number]]) -> NDArray[Number]:
         size = images.shape[2:]
-        padded = np.pad(images, [(0, 0), (0, 0), *((0, -length % self.size_multiple) for length in size)], mode="edge")
-        at_once = max(1, _PIXELS_AT_ONCE // math.prod(padded.shape[2:]))
+        padding = [(0, 0), (0, 0), *((0, -length % self.size_multiple) for length in size)]
+        padded = np.pad(images, padding, mode="edge") if np.any(padding) else images
+        at_once = self._at_once(padded.shape[2:])
         results = [run(padded[start : start + at_once]) for start in range(0, len(padded), at_once)]
         return np.concatenate(results)[(slice(None), *(slice(length) for length in size))]
 
 
+def several_outputs(count: int) -> InputError:
+    """The refusal of levels where there is more than one output."""
+    return InputError(f"the network has {count} outputs, expected one: a threshold decides between two classes only")
+
+
 class ProgramPredictor(MaskPredictor):
-    """An integer program on one of the engines."""
+    """An integer program on one of the engines.
+
+    Args:
+        program: the network.
+        size_multiple: as for :class:`MaskPredictor`.
+        engine: name of an engine, or ``auto``.
+    """
 
     def __init__(self, program: IntegerProgram, size_multiple: int, engine: str = "auto") -> None:
         super().__init__(size_multiple, program.dimensions)
         self.program = program
         self.engine = open_engine(engine, program)
         self.name = self.engine.info.name
+        self._split = split_program(program, self.name)
+        if self._split is not None:
+            # The whole is not run then, and its copy of the weights is not needed.
+            self.engine = self._split.body
+        self._room_bytes: int | None = None
+        self._is_asked = False
+        self._plans: dict[tuple[int, ...], TilePlan] = {}
+
+    def bound(self, room_bytes: int, is_asked: bool = False) -> None:
+        """From now on, run images in tiles where the network would take more memory than this; the masks stay what they are.
+
+        Args:
+            room_bytes: what running the network may take.
+            is_asked: keep to it by all means: with margins below the receptive field where nothing else fits (then masks differ,
+                and ``is_exact`` says so), or not at all. Otherwise the smallest exact tiles are taken, whatever they need.
+        """
+        self._room_bytes, self._is_asked = room_bytes, is_asked
+        self._plans = {}
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every image so far was decided as it would have been in one piece."""
+        return all(plan.exact for plan in self._plans.values())
+
+    def plan(self, size: tuple[int, ...]) -> TilePlan:
+        """How images of these spatial axes, multiples of ``size_multiple``, are run.
+
+        Raises:
+            UsageError: not even the smallest tile fits into the memory allowed.
+        """
+        if size not in self._plans:
+            together = max(1, _PIXELS_AT_ONCE // math.prod(size))
+            self._plans[size] = (
+                TilePlan(size, (0,) * len(size), together)
+                if self._room_bytes is None
+                else plan_tiles(self.program, self.size_multiple, size, self.name, self._room_bytes, together, self._is_asked)
+            )
+        return self._plans[size]
+
+    def _at_once(self, size: tuple[int, ...]) -> int:
+        return self.plan(size).at_once
 
     def _predict(self, images: FloatArray) -> LabelArray:
-        quantized = quantize_image(images, self.program.format_of(self.program.image.name))
-        return decide(self.engine.run(quantized), self.program)
+        return run_tiles(self.plan(images.shape[2:]), images, self._classes)
 
     def _levels(self, images: FloatArray) -> FloatArray:
-        quantized = quantize_image(images, self.program.format_of(self.program.image.name))
-        return real_outputs(self.engine.run(quantized), self.program)
+        if self._split is not None:
+            raise several_outputs(len(self.program.output_exponents))
+        return run_tiles(self.plan(images.shape[2:]), images, lambda tile: real_outputs(self._run(tile), self.program))
+
+    def _classes(self, images: FloatArray) -> LabelArray:
+        return decide(self._run(images), self.program) if self._split is None else self._split.classes(self._quantize(images))
+
+    def _run(self, images: FloatArray) -> NDArray[np.int32]:
+        return self.engine.run(self._quantize(images))
+
+    def _quantize(self, images: FloatArray) -> NDArray[np.uint8]:
+        return quantize_image(images, self.program.format_of(self.program.image.name))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medquant.data.opening import open_dataset
-from medquant.data.prepared import Preparation, PreparedCase, prepare_cases
 from medquant.data.reading import ReadOptions
 from medquant.data.split import Split
 from medquant.data.stored import ArrayCache
@@ -20,17 +18,11 @@ from medquant.evaluate.evaluation import SCHEMA, baseline_document, evaluate_cas
 from medquant.evaluate.ledger import weigh_program
 from medquant.evaluate.process_memory import measure_process_peak
 from medquant.predict.blocks import shown_at_once
-from medquant.predict.predictors import ProgramPredictor
-from medquant.predict.regions import region_from_json
-from medquant.train.finish import score_session
+from medquant.predict.model_case import open_model
 from medquant.train.reporting import Reporter
-from medquant.train.run_folder import RunFolder, newest_run, stored_config
-from medquant.train.start import RUNS, open_session
+from medquant.train.run_folder import RUNS, RunFolder, newest_run, stored_config
 
 PARTS = ("train", "validation", "test")
-
-_MOST_GROWTH = 64
-_ALWAYS_ALLOWED_VOXELS = 2**22
 
 
 @dataclass(frozen=True)
@@ -72,6 +64,10 @@ def rescore(request: EvalRequest, reporter: Reporter) -> dict[str, object]:
 
 
 def _rescore_run(folder: Path, request: EvalRequest, reporter: Reporter) -> dict[str, object]:
+    # A run is scored by its session, which needs torch; a model file is scored without.
+    from medquant.train.finish import score_session
+    from medquant.train.start import open_session
+
     run = RunFolder.open(folder)
     if run.document.get("status") != "finished":
         raise UsageError(f"{folder}: this run is not finished; end it first with medquant train --resume --out {folder}")
@@ -89,10 +85,11 @@ def _rescore_model(path: Path, request: EvalRequest, reporter: Reporter) -> dict
     meta = packed.metadata
     if len(dataset.info.channels) != len(meta.channels):
         raise InputError(f"{path}: takes {len(meta.channels)} channels, the data have {len(dataset.info.channels)}; give data with as many")
-    predictor = ProgramPredictor(packed.program, meta.size_multiple, request.engine)
+    model = open_model(packed, request.engine)
+    predictor = model.predictor
     if dict(dataset.info.classes) != dict(meta.classes):
         raise InputError(f"{path}: finds {dict(meta.classes)}, the data hold {dict(dataset.info.classes)}; give data with these classes")
-    prepared = _prepared(packed, cases)
+    prepared = [model.prepare(case, ArrayCache(ArrayCache.default_folder())) for case in cases]
     evaluation = evaluate_cases(prepared, dataset.info, predictor, keep_masks=())
     shape = (1, len(meta.channels), *shown_at_once(prepared[0].window.shape, meta.size_multiple, predictor.dimensions))
     bits = stored_config(meta.config, path).quant
@@ -112,31 +109,6 @@ def _rescore_model(path: Path, request: EvalRequest, reporter: Reporter) -> dict
         "memory": ledger.to_json(),
         "float_twin": None,
     }
-
-
-def _prepared(packed: PackedModel, cases: Sequence[Case]) -> list[PreparedCase]:
-    """The cases as the model takes them."""
-    coarse = None
-    if packed.coarse is not None:
-        found = ProgramPredictor(packed.coarse.program, packed.coarse.metadata.size_multiple)
-        coarse = found, Preparation.from_json(packed.coarse.metadata.preparation)
-    preparation, cache = Preparation.from_json(packed.metadata.preparation), ArrayCache(ArrayCache.default_folder())
-    region = region_from_json(packed.metadata.region, coarse, cache)
-    for rule in (preparation, *([] if coarse is None else [coarse[1]])):
-        _check_grids(rule, cases)
-    alone = [replace(case, raters=()) for case in cases]
-    return [region.place(case) for case in prepare_cases(alone, preparation, cache)]
-
-
-def _check_grids(preparation: Preparation, cases: Sequence[Case]) -> None:
-    """A model file may ask for pixels of any size; grids that would fill the memory are refused before they are made."""
-    for case in cases:
-        wanted, stored = math.prod(preparation.grid.grid(case.image).shape), math.prod(case.image.shape)
-        if wanted > max(_MOST_GROWTH * stored, _ALWAYS_ALLOWED_VOXELS):
-            raise InputError(
-                f"{case.source}: the model takes pixels of {preparation.grid.spacing_mm} mm, {wanted / stored:.3g} of them a voxel of "
-                f"the scan, expected at most {_MOST_GROWTH}; give a model for such scans, or copy it again if it is damaged"
-            )
 
 
 def _model_data(packed: PackedModel, path: Path, request: EvalRequest) -> Dataset:

@@ -26,6 +26,9 @@ from medquant.errors import CheckpointError, UsageError
 from medquant.train.evaluation_check import evaluation_fault
 
 SCHEMA = 1
+RUNS = Path("runs")
+"""Where runs go that were given no place."""
+
 RUN_NAME, EVAL_NAME, MODEL_NAME = "run.json", "eval.json", "model.mq"
 # Whatever the run opens for writing by its own name, not by a new file that then takes the name.
 _PARTS = ("last", "warm", "float", "best", "coarse", "pictures", "tensorboard", "metrics.jsonl")

@@ -17,10 +17,9 @@ from medquant.data.volume import Dataset
 from medquant.errors import InputError, UsageError
 from medquant.train.building import configured_cache
 from medquant.train.reporting import Reporter
-from medquant.train.run_folder import RunFolder, newest_run, start_document
+from medquant.train.run_folder import RUNS, RunFolder, newest_run, start_document
 from medquant.train.session import TrainingSession
 
-RUNS = Path("runs")
 """Where new runs go, below the current folder."""
 
 _SPLIT_SEED = 0

@@ -72,9 +72,14 @@ def write_segmentation(
     with quiet_dicom():
         stack = check_series(choose_files(source, series, name), name)
         planes = _on_grid(mask, stack, name)
-        segments = np.zeros(planes.shape, dtype=np.uint8)
+        numbers = np.zeros(256, dtype=np.uint8)
         for segment, number in enumerate(names, start=1):
-            segments[planes == number] = segment
+            if number < numbers.size:
+                numbers[number] = segment
+        segments = np.empty(planes.shape, dtype=np.uint8)
+        # Slice by slice: an index, or a comparison, as large as the mask would take as much memory again.
+        for place, plane in enumerate(planes):
+            segments[place] = numbers[plane]
         dataset = _build(stack, segments, list(names.values()), algorithm, algorithm_version, name)
 
         def write(stream: BinaryIO) -> None:
@@ -138,7 +143,7 @@ def _turned(volume: Volume) -> Volume:
 def _check_classes(mask: Volume, names: Mapping[int, str]) -> None:
     if not names:
         raise UsageError("found no class besides background, expected at least one to write as a segment; name the classes")
-    found = {int(value) for value in np.unique(mask.array)}
+    found = {int(value) for k in range(mask.shape[2]) for value in np.unique(mask.array[:, :, k])}
     unnamed = sorted(found - names.keys() - {0})
     if unnamed:
         raise UsageError(f"the mask holds class numbers without a name ({', '.join(map(str, unnamed[:8]))}); name them in classes")

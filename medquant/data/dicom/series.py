@@ -157,20 +157,31 @@ def describe_series(files: Sequence[DicomFile]) -> str:
 
 def _read_volume(files: Sequence[DicomFile], name: str, max_decoded_bytes: int) -> Volume:
     stack = check_series(files, name)
-    whole = all(header.slope == 1 and header.intercept == int(header.intercept) for header in stack.slices)
-    kind = np.dtype(np.int16 if whole else np.float32)
-    values = _allocate(stack, kind, name, max_decoded_bytes)
+    values = _allocate(stack, first_kind(stack), name, max_decoded_bytes)
     for place, header in enumerate(stack.slices):
         stored = read_stored(header, name)
-        if values.dtype == np.int16 and not _fits_int16(stored, header):
+        if values.dtype == np.int16 and not fits_int16(stored, header):
             wider = _allocate(stack, np.dtype(np.float32), name, max_decoded_bytes)
             wider[:place] = values[:place]
             values = wider
-        _fill(values[place], stored, header)
+        fill_plane(values[place], stored, header)
     return Volume(values.transpose(2, 1, 0), stack.affine, stack.has_geometry)
 
 
 def _allocate(stack: Stack, kind: np.dtype[np.generic], name: str, max_decoded_bytes: int) -> NDArray[np.generic]:
+    check_decoded_size(stack, kind, name, max_decoded_bytes)
+    pixels = stack.slices[0].pixels
+    return np.empty((len(stack.slices), pixels.rows, pixels.columns), dtype=kind)
+
+
+def first_kind(stack: Stack) -> np.dtype[np.generic]:
+    """The number type a series is read as, unless a value does not fit: int16 where all values are whole, else float32."""
+    whole = all(header.slope == 1 and header.intercept == int(header.intercept) for header in stack.slices)
+    return np.dtype(np.int16 if whole else np.float32)
+
+
+def check_decoded_size(stack: Stack, kind: np.dtype[np.generic], name: str, max_decoded_bytes: int = MAX_DECODED_BYTES) -> None:
+    """Raise InputError where the volume would be larger than allowed."""
     pixels = stack.slices[0].pixels
     shape = (len(stack.slices), pixels.rows, pixels.columns)
     size_bytes = kind.itemsize * shape[0] * shape[1] * shape[2]
@@ -179,15 +190,16 @@ def _allocate(stack: Stack, kind: np.dtype[np.generic], name: str, max_decoded_b
             f"{name}: {shape[0]} slices of {shape[2]}×{shape[1]} need {size_bytes / 2**20:.0f} MiB, "
             f"expected at most {max_decoded_bytes / 2**20:.0f} MiB; split or crop the series"
         )
-    return np.empty(shape, dtype=kind)
 
 
-def _fits_int16(stored: NDArray[np.generic], header: SliceHeader) -> bool:
+def fits_int16(stored: NDArray[np.generic], header: SliceHeader) -> bool:
+    """Whether all values of a slice of slope 1 are int16."""
     low, high = int(stored.min()) + int(header.intercept), int(stored.max()) + int(header.intercept)
     return bool(_INT16.min <= low and high <= _INT16.max)
 
 
-def _fill(plane: NDArray[np.generic], stored: NDArray[np.generic], header: SliceHeader) -> None:
+def fill_plane(plane: NDArray[np.generic], stored: NDArray[np.generic], header: SliceHeader) -> None:
+    """Write the values of a slice, slope × stored + intercept, into ``plane`` of int16 or float32."""
     if plane.dtype == np.int16:
         plane[...] = stored.astype(np.int32) + np.int32(header.intercept)
     else:

@@ -16,10 +16,10 @@ from medquant.quant.program import ConvolutionNode, IntegerProgram, accumulator_
 class FloatTorchProgram(TorchProgramEngine):
     """Float32 convolutions of integers on the CPU, or float64 on a GPU, rounded back to the integers they are."""
 
-    def __init__(self, program: IntegerProgram) -> None:
+    def __init__(self, program: IntegerProgram, device: torch.device | None = None) -> None:
         super().__init__(program)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._parameters = {node.name: self._prepare(node) for node in program.convolutions}
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._parameters: dict[str, tuple[Tensor, Tensor]] = {}
 
     def _prepare(self, node: ConvolutionNode) -> tuple[Tensor, Tensor]:
         wide = accumulator_bound(node, self.program.format_of(node.inputs[0])) >= FLOAT32_EXACT_LIMIT
@@ -34,7 +34,9 @@ class FloatTorchProgram(TorchProgramEngine):
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
     def parameters(self, node: ConvolutionNode) -> tuple[Tensor, Tensor]:
-        """Weight and bias in the type that is exact for this layer."""
+        """Weight and bias in the type that is exact for this layer; made when a layer first asks, for not all may run here."""
+        if node.name not in self._parameters:
+            self._parameters[node.name] = self._prepare(node)
         return self._parameters[node.name]
 
     def _convolve(self, node: ConvolutionNode, x: Tensor) -> Tensor:

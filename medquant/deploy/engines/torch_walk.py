@@ -30,6 +30,8 @@ from medquant.quant.program import (
     last_readers,
 )
 
+_FARTHEST_GRIDS = 44
+"""255 times the sum of 1 and two to this power is below 2**53."""
 _MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -41,6 +43,7 @@ class TorchProgramEngine(Engine):
 
     def __init__(self, program: IntegerProgram) -> None:
         super().__init__(program)
+        _check_sums(program)
         self._last_reader = last_readers(program)
 
     @abstractmethod
@@ -69,6 +72,10 @@ class TorchProgramEngine(Engine):
             result: NDArray[np.int32] = values[last.name].to(torch.int32).cpu().numpy()
         return result + np.int32(last.output.zero_point if last.output is not None else 0)
 
+    def run_node(self, node: Node, image: NDArray[np.uint8], values: Mapping[str, Tensor]) -> Tensor:
+        """What one node writes, (N, C, *S) relative to real zero, from what it reads in the same form."""
+        return self._run(node, image, values)
+
     def _run(self, node: Node, image: NDArray[np.uint8], values: Mapping[str, Tensor]) -> Tensor:
         inputs = [values[name] for name in node.inputs]
         if isinstance(node, ConvolutionNode):
@@ -87,11 +94,14 @@ class TorchProgramEngine(Engine):
             return self._average(node, inputs[0])
         if isinstance(node, UpsampleNode):
             return self._upsample(node, inputs[0])
-        raise EngineMismatchError(f"engine {self.info.name} does not know the node {type(node).__name__} ({node.name})")
+        raise EngineMismatchError(f"engine torch does not know the node {type(node).__name__} ({node.name})")
 
     def _convolve(self, node: ConvolutionNode, x: Tensor) -> Tensor:
         weight, bias = self.parameters(node)
-        accumulators = convolve(x.to(weight.dtype), weight, bias, node.geometry)
+        return self.finish(node, convolve(x.to(weight.dtype), weight, bias, node.geometry))
+
+    def finish(self, node: ConvolutionNode, accumulators: Tensor) -> Tensor:
+        """What a convolution writes, from its accumulators."""
         if node.output is None:
             return torch.relu(accumulators) if node.relu else accumulators
         shift = torch.from_numpy(node.weight_exponents) + (self.program.format_of(node.inputs[0]).exponent - node.output.exponent)
@@ -132,6 +142,21 @@ class TorchProgramEngine(Engine):
 
     def _written(self, node: Node) -> TensorFormat:
         return self.program.format_of(node.name)
+
+
+def _check_sums(program: IntegerProgram) -> None:
+    """Refuse an addition that not even float64 forms exactly.
+
+    Raises:
+        EngineMismatchError: it joins grids too far apart.
+    """
+    for node in program:
+        if isinstance(node, AddNode):
+            first, second = (program.format_of(name).exponent for name in node.inputs)
+            if abs(first - second) > _FARTHEST_GRIDS:
+                raise EngineMismatchError(
+                    f"engine torch adds in float64, but {node.name} joins steps of 2**{-first} and 2**{-second}; use engine reference"
+                )
 
 
 def _double_linear(x: Tensor, axis: int) -> Tensor:

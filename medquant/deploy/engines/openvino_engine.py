@@ -1,0 +1,63 @@
+"""``openvino``: 8-bit kernels on the CPU, for machines without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medquant.deploy.engines.base import Engine, EngineInfo, thread_count
+from medquant.deploy.engines.exactness import check_byte_products
+from medquant.deploy.openvino_graph import OpenVinoGraph, check_graph
+from medquant.deploy.openvino_import import import_openvino
+from medquant.quant.program import IntegerProgram
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel, InferRequest, Model
+
+_SHAPES_KEPT = 2
+
+
+class OpenVinoEngine(Engine):
+    """Compiles the program for each image shape, which is faster than for all; the last two are kept: tiles have a size and a rest."""
+
+    info = EngineInfo("openvino", "8-bit kernels of OpenVINO on the CPU, without torch", exact=True, priority=30, package="openvino")
+
+    def __init__(self, program: IntegerProgram) -> None:
+        super().__init__(program)
+        check_byte_products(program, self.info.name)
+        check_graph(program)
+        self._core = import_openvino().Core()
+        self._requests: dict[tuple[int, ...], InferRequest] = {}
+
+    def run(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """Run the program, see :meth:`Engine.run`."""
+        self.check_image(image)
+        request = self._request_for(image.shape)
+        request.infer({0: np.ascontiguousarray(image)}, share_inputs=True)
+        # Integers below 2**24 in float32; read where OpenVINO left them, and copied once.
+        levels: NDArray[np.int32] = request.get_output_tensor(0).data.astype(np.int32)
+        return levels
+
+    def compile(self, shape: tuple[int, ...]) -> CompiledModel:
+        """The program in 8-bit kernels for images of one shape, (N, C, *S)."""
+        # Other precisions round the integers; other devices than the processor round elsewhere.
+        hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": thread_count()}
+        return self._core.compile_model(self._build(shape), "CPU", hints)
+
+    def _build(self, shape: tuple[int, ...]) -> Model:
+        openvino = import_openvino()
+        image = openvino.opset13.parameter(list(shape), openvino.Type.u8, name="image")
+        graph = OpenVinoGraph(self.program, image.output(0))
+        return openvino.Model([openvino.opset13.result(graph.output)], [image], "medquant")
+
+    def _request_for(self, shape: tuple[int, ...]) -> InferRequest:
+        request = self._requests.pop(shape, None)
+        if request is None:
+            while len(self._requests) >= _SHAPES_KEPT:
+                del self._requests[next(iter(self._requests))]
+            request = self.compile(shape).create_infer_request()
+        # Last in is last out.
+        self._requests[shape] = request
+        return request

@@ -1,0 +1,44 @@
+"""A model for the container's tests: untrained, so that its mask is nonsense of which every voxel has to agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from medquant.data.normalise import Normalisation
+from medquant.data.prepared import Preparation
+from medquant.data.prepared_grid import GridRule
+from medquant.deploy.metadata import ModelMetadata
+from medquant.deploy.packed import save_model
+from medquant.models.unet import UNet, UNetOptions
+from medquant.quant.capture import capture
+from medquant.quant.fold import simplify
+from medquant.quant.lower import lower
+from medquant.quant.methods import get_method
+from medquant.quant.network import QuantNetwork
+from medquant.quant.plan import resolve_plan
+
+
+def untrained_model(path: Path) -> Path:
+    """A W4A6 U-Net of three classes that takes scans of any spacing, each slice normalised by itself."""
+    torch.manual_seed(3)
+    image = torch.randn(1, 1, 64, 64)
+    float_network = UNet(UNetOptions(1, 3, 8, 3)).eval()
+    with torch.no_grad():
+        # No class wins everywhere.
+        float_network.head.bias -= float_network(image).mean(dim=(0, 2, 3))
+    graph = simplify(capture(float_network, image))
+    network = QuantNetwork(graph, resolve_plan(graph, 4, 6, 8), get_method("fixed_point"))
+    network.calibrate([image])
+    metadata = ModelMetadata(
+        preparation=Preparation(Normalisation("zscore_slice"), GridRule("axial", (0.8, 0.8))).to_json(),
+        size_multiple=4,
+        classes={0: "background", 1: "first", 2: "second"},
+        scored=("first", "second"),
+        float_parameters=1,
+        dataset="container test",
+        data_sha256="0" * 64,
+    )
+    save_model(path, lower(network.eval()), metadata)
+    return path

@@ -1,0 +1,46 @@
+"""Importing OpenVINO must not call anybody; the package does so by itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_WATCH = """
+import socket, sys, threading
+called = []
+for name in ("connect", "connect_ex", "sendto"):
+    setattr(socket.socket, name, lambda self, *rest, name=name: called.append(name))
+socket.getaddrinfo = lambda *rest, **named: called.append("getaddrinfo") or []
+{body}
+import time
+time.sleep(0.5)
+print(called, threading.active_count(), "openvino_telemetry" in sys.modules, openvino.Core().available_devices[:1])
+"""
+
+
+def _said(body: str, repository: Path, home: Path) -> str:
+    command = [sys.executable, "-c", _WATCH.format(body=body)]
+    environment = {"PYTHONPATH": str(repository), "HOME": str(home), "PATH": "/usr/bin:/bin"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip().splitlines()[-1]
+
+
+def test_nothing_is_sent_and_nothing_written(repository: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    body = "from medquant.deploy.openvino_import import import_openvino\nopenvino = import_openvino()"
+    assert _said(body, repository, tmp_path) == "[] 1 False ['CPU']"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_one_file_imports_the_package(repository: Path) -> None:
+    found = [
+        path.name
+        for path in sorted((repository / "medquant").rglob("*.py"))
+        if re.search(r"^\s*(import openvino\b|from openvino\b)", re.sub(r"if TYPE_CHECKING:\n(?:    .*\n|\n)+", "", path.read_text()), re.M)
+    ]
+    assert found == ["openvino_import.py"]

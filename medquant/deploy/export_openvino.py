@@ -79,8 +79,9 @@ def mask_model(program: IntegerProgram) -> Model:
     spatial = program.dimensions if program.convolutions else 2
     shape = openvino.PartialShape([-1, program.image.channels, *[-1] * spatial])
     image = ops.parameter(shape, openvino.Type.f32, name="image")
-    levels = OpenVinoGraph(program, _quantized(ops, image.output(0), program)).output
-    outputs = {"mask": _decided(ops, levels, program), "levels": ops.convert(levels, "i32").output(0)}
+    levels = ops.convert(OpenVinoGraph(program, _quantized(ops, image.output(0), program)).output, "i32").output(0)
+    # The mask from a copy of the levels: with free shapes the plugin scales them in place, and returns them scaled.
+    outputs = {"mask": _decided(ops, ops.convert(levels, "f32").output(0), program), "levels": levels}
     for name, value in outputs.items():
         value.get_tensor().set_names({name})
     image.output(0).get_tensor().set_names({"image"})

@@ -128,14 +128,20 @@ class OpenVinoGraph:
         return self._as_bytes(values.output(0), zero_point)
 
     def _convolve(self, node: ConvolutionNode, x: Output) -> Output:
-        if node.geometry.transposed and self._program.format_of(node.inputs[0]).zero_point:
-            # 8-bit kernels for transposed convolutions are wrong on signed bytes. What passes a rounding, they do not take.
+        if node.geometry.transposed and not self._transposes_in_bytes(node):
+            # What passes a rounding is float to OpenVINO, which must not begin with bytes what it does not end in bytes.
             x = self._ops.round(x, "HALF_TO_EVEN").output(0)
         shift = np.zeros(len(node.bias), np.int64) if node.output is None else shift_of(node, self._program)
         sums = self._sums(x, node.weight, node.bias, shift, node.weight_bits, node.geometry)
         if node.output is None:
             return self._ops.relu(sums).output(0) if node.relu else sums
         return self._requantize(sums, node.output, node.relu)
+
+    def _transposes_in_bytes(self, node: ConvolutionNode) -> bool:
+        """Whether the plugin has an 8-bit kernel for a transposed convolution, and it is right: those for signed bytes are wrong."""
+        geometry = node.geometry
+        covered = all(taps >= step for taps, step in zip(node.weight.shape[2:], geometry.stride, strict=True))
+        return not self._program.format_of(node.inputs[0]).zero_point and geometry.groups == 1 and covered and geometry.stride[-1] <= 3
 
     def _sums(self, x: Output, weight: IntArray, bias: IntArray, shift: IntArray, bits: int, geometry: ConvGeometry) -> Output:
         """``(sum(q_w * v) + q_b) * 2**-shift``; exact, because sums and biases stay below 2**24."""
@@ -202,11 +208,16 @@ class OpenVinoGraph:
         return self._ops.concat(list(reads), 1).output(0)
 
     def _add(self, node: AddNode, first: Output, second: Output) -> Output:
-        exponents = [self._program.format_of(name).exponent for name in node.inputs]
+        # In whole numbers: where plain OpenVINO prefers bf16, it adds floats in that.
+        ops, exponents = self._ops, [self._program.format_of(name).exponent for name in node.inputs]
+        terms = []
+        for x, exponent in zip((first, second), exponents, strict=True):
+            steps = ops.convert(x, "i32")
+            factor = 2 ** (max(exponents) - exponent)
+            terms.append(ops.multiply(steps, ops.constant(np.int32(factor))) if factor > 1 else steps)
+        total = ops.convert(ops.add(*terms), "f32").output(0)
         shift = int(np.clip(shift_of(node, self._program), _SMALLEST_SHIFT, _LARGEST_SHIFT))
-        finest = max(exponents)
-        parts = [self._times(x, shift - finest + e) for x, e in zip((first, second), exponents, strict=True)]
-        return self._requantize(self._ops.add(*parts).output(0), self._written(node), node.relu)
+        return self._requantize(self._times(total, shift), self._written(node), node.relu)
 
     def _requantize(self, x: Output, written: TensorFormat, relu: bool = False, is_integer: bool = False) -> Output:
         ops = self._ops

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from command_line import SMALL_OPTIONS, em_folder, em_stack, only_document, typed
-from small_sessions import trained_bits
+from small_sessions import small_phantom, trained_bits
 
 from medquant.cli.main import app
+from medquant.data.nifti import write_nifti
 from medquant.deploy.packed import load_model
 from medquant.train import stage as stage_module
 
@@ -34,7 +35,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_lists_every_command() -> None:
     result = typed("--help")
     assert result.exit_code == 0
-    assert COMMANDS == ["train", "eval", "plan", "report", "info", "doctor", "inspect", "prepare"]
+    assert COMMANDS == ["train", "eval", "plan", "export", "verify", "predict", "report", "info", "doctor", "inspect", "prepare"]
     assert all(f" {name} " in result.stdout for name in COMMANDS)
 
 
@@ -62,6 +63,9 @@ def _arguments(name: str, run: Path) -> list[object]:
     return {
         "eval": [run],
         "plan": [run],
+        "export": [run, "model.onnx"],
+        "verify": [run, "--no-exports"],
+        "predict": [run / "model.mq", _phantom_scan(), "mask.nii.gz"],
         "report": [run, "--out", "out"],
         "info": [],
         "doctor": [],
@@ -69,6 +73,11 @@ def _arguments(name: str, run: Path) -> list[object]:
         "prepare": ["isbi-em", em, "prepared"],
         "train": ["--data", em, "--out", "run", *SMALL_OPTIONS, "-o", "train.float_twin=false"],
     }[name]
+
+
+def _phantom_scan() -> Path:
+    write_nifti(Path("scan.nii.gz"), small_phantom().cases[0].image)
+    return Path("scan.nii.gz")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -32,7 +32,7 @@ from medquant.quant.lower import lower
 from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
 from medquant.quant.plan import resolve_plan
-from medquant.quant.program import IntegerProgram, accumulator_bound
+from medquant.quant.program import AddNode, IntegerProgram, accumulator_bound
 
 EXACT = [name for name, engine in ENGINES.items() if engine.info.exact and engine.unavailable() is None]
 PLANS = {"W4A6": (4, 6, 8), "W8A8": (8, 8, 8), "W1A1": (1, 1, 1), "W3A5": (3, 5, 6), "mixed": (4, 6, 8)}
@@ -109,6 +109,16 @@ def integers_of_simulation(network: QuantNetwork, program: IntegerProgram, x: Te
     return integers
 
 
+def float32_is_too_narrow(program: IntegerProgram) -> bool:
+    """Whether an engine that rounds in float32 has to refuse: a sum may pass 2**24."""
+    sums = [accumulator_bound(node, program.format_of(node.inputs[0])) for node in program.convolutions]
+    for node in program:
+        if isinstance(node, AddNode):
+            first, second = (program.format_of(name).exponent for name in node.inputs)
+            sums.append(255 * (2 ** abs(first - second) + 1))
+    return max(sums) >= FLOAT32_EXACT_LIMIT
+
+
 def assert_all_agree(network: QuantNetwork, x: Tensor, label: str) -> dict[str, np.ndarray]:
     """Compare every tensor of the simulation and of all exact engines with the reference; return the reference's."""
     program = lower(network)
@@ -121,7 +131,11 @@ def assert_all_agree(network: QuantNetwork, x: Tensor, label: str) -> dict[str, 
             outputs[name] = engine.run(image)
         written[name] = {node: np.asarray(value, dtype=np.float64) for node, value in kept.items()}
     for name in EXACT:
-        outputs[name] = ENGINES[name](program).run(image)
+        try:
+            outputs[name] = ENGINES[name](program).run(image)
+        except EngineMismatchError:
+            if not float32_is_too_narrow(program):
+                raise
     expected = written.pop("reference")
     for name, tensors in written.items():
         assert tensors.keys() == expected.keys()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from medquant.deploy.engines import ENGINES
 from medquant.deploy.engines.reference import requantize
 from medquant.deploy.engines.torch_float import FloatTorchProgram
+from medquant.errors import EngineMismatchError
 from medquant.quant.formats import TensorFormat
 from medquant.quant.graph import ConvGeometry
 from medquant.quant.program import (
@@ -41,7 +43,13 @@ every_engine = pytest.mark.parametrize("engine", EXACT)
 def run(engine: str, image: np.ndarray, read: TensorFormat, *nodes: Node) -> np.ndarray:
     """Output integers of a program of these nodes behind an image."""
     program = IntegerProgram((ImageNode("input", (), read, image.shape[1]), *nodes), ())
-    return ENGINES[engine](program).run(image.astype(np.uint8))
+    try:
+        return ENGINES[engine](program).run(image.astype(np.uint8))
+    except EngineMismatchError as error:
+        # It may say that it would be wrong, for these reasons and no other; then there is nothing to compare.
+        if not re.search(r"beyond 2\*\*24|lie in the padding alone", str(error)):
+            raise
+        pytest.skip(str(error))
 
 
 def stored(value: Fraction, written: TensorFormat, relu: bool = False) -> int:

@@ -58,7 +58,7 @@ def images(program: IntegerProgram, size: tuple[int, ...], seed: int = 0) -> np.
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("size", [(61, 75), (128, 40), (37, 150)])
+@pytest.mark.parametrize("size", [(61, 75), *(pytest.param(each, marks=pytest.mark.slow) for each in ((128, 40), (37, 150), (97, 201)))])
 def test_tiles_of_every_core_give_the_mask_of_the_whole(name: str, size: tuple[int, int]) -> None:
     program, multiple = NETWORKS[name]
     whole, tiled = (ProgramPredictor(program, multiple, "reference") for _ in range(2))

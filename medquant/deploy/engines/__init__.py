@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from medquant.deploy.engines.base import Engine
 from medquant.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
+from medquant.deploy.engines.openvino_engine import OpenVinoEngine
 from medquant.deploy.engines.reference import ReferenceEngine
 from medquant.deploy.engines.torch_engine import TorchEngine
 from medquant.errors import EngineMismatchError, UsageError, unknown_name
 from medquant.quant.program import IntegerProgram
 
-ENGINES: dict[str, type[Engine]] = {engine.info.name: engine for engine in (ReferenceEngine, OnnxRuntimeEngine, TorchEngine)}
+ENGINES: dict[str, type[Engine]] = {engine.info.name: engine for engine in (ReferenceEngine, OnnxRuntimeEngine, OpenVinoEngine, TorchEngine)}
 
 AUTO = "auto"
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from medquant.deploy.engines.base import Engine, EngineInfo, thread_count
 from medquant.deploy.engines.exactness import check_byte_products
-from medquant.deploy.openvino_graph import OpenVinoGraph, check_graph
 from medquant.deploy.openvino_import import import_openvino
 from medquant.quant.program import IntegerProgram
 
@@ -27,6 +26,9 @@ class OpenVinoEngine(Engine):
     def __init__(self, program: IntegerProgram) -> None:
         super().__init__(program)
         check_byte_products(program, self.info.name)
+        # The graph is written with what this folder checks: imported here, or the two would import each other.
+        from medquant.deploy.openvino_graph import check_graph
+
         check_graph(program)
         self._core = import_openvino().Core()
         self._requests: dict[tuple[int, ...], InferRequest] = {}
@@ -47,6 +49,8 @@ class OpenVinoEngine(Engine):
         return self._core.compile_model(self._build(shape), "CPU", hints)
 
     def _build(self, shape: tuple[int, ...]) -> Model:
+        from medquant.deploy.openvino_graph import OpenVinoGraph
+
         openvino = import_openvino()
         image = openvino.opset13.parameter(list(shape), openvino.Type.u8, name="image")
         graph = OpenVinoGraph(self.program, image.output(0))

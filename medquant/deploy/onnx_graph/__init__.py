@@ -7,6 +7,11 @@ What makes it exact, and 8-bit at the same time (measured on ONNX Runtime 1.31 a
 - weights are int8, or INT4 cast to int8, which both fold when they open the graph;
 - everything else is on the levels themselves, or between Cast and QuantizeLinear, which nothing fuses to wrong rounding:
   a quantized addition adds its zero point before it rounds, and a quantized resize drops its fractions.
+
+For the exported file, which OpenVINO opens with bfloat16 for what is float where the processor has it:
+
+- the last layer is a ConvInteger, additions are 1×1 convolutions, transposed convolutions plain ones with their phases interleaved;
+- odd zero points are made even, or refused; no Shape operator stands behind a convolution, whose sums it would saturate.
 """
 
 from __future__ import annotations

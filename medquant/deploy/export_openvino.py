@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,6 @@ from medquant.quant.program import IntegerProgram
 if TYPE_CHECKING:
     from openvino import Model, Output
 
-_CHUNK_BYTES = 1 << 20
 _LARGEST_GAP = 100
 """Sums below 2**24 times 2**-100 are still float32 numbers."""
 
@@ -63,10 +63,7 @@ def export_openvino(program: IntegerProgram, metadata: ModelMetadata, path: Path
             # Halving floats would round requantization's powers of two.
             import_openvino().save_model(model, str(written), compress_to_fp16=False)
             _keep_float32(written)
-            # An old model description never stands beside new weights: it would read them as its own.
-            path.unlink(missing_ok=True)
-            _copy(written.with_suffix(".bin"), weights)
-            _copy(written, path)
+            _put_in_place(written, path)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
         raise UsageError(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
@@ -76,8 +73,7 @@ def mask_model(program: IntegerProgram) -> Model:
     """The program from the normalised image to mask and output integers, see :func:`export_openvino`."""
     openvino = import_openvino()
     ops = openvino.opset13
-    spatial = program.dimensions if program.convolutions else 2
-    shape = openvino.PartialShape([-1, program.image.channels, *[-1] * spatial])
+    shape = openvino.PartialShape([-1, program.image.channels, *[-1] * program.dimensions])
     image = ops.parameter(shape, openvino.Type.f32, name="image")
     levels = ops.convert(OpenVinoGraph(program, _quantized(ops, image.output(0), program)).output, "i32").output(0)
     # The mask from a copy of the levels: with free shapes the plugin scales them in place, and returns them scaled.
@@ -127,10 +123,15 @@ def _keep_float32(path: Path) -> None:
     document.write(path, encoding="utf-8", xml_declaration=True)
 
 
-def _copy(source: Path, target: Path) -> None:
-    def write(stream: BinaryIO) -> None:
-        with source.open("rb") as read:
-            while chunk := read.read(_CHUNK_BYTES):
-                stream.write(chunk)
+def _put_in_place(written: Path, path: Path) -> None:
+    def write_weights(stream: BinaryIO) -> None:
+        with written.with_suffix(".bin").open("rb") as read:
+            shutil.copyfileobj(read, stream)
+        # An old description never stands beside new weights, which it would read as its own; it goes when these are on the disk.
+        path.unlink(missing_ok=True)
 
-    write_atomically(target, write)
+    def write_description(stream: BinaryIO) -> None:
+        stream.write(written.read_bytes())
+
+    write_atomically(path.with_suffix(".bin"), write_weights)
+    write_atomically(path, write_description)

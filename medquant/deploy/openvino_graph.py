@@ -145,17 +145,10 @@ class OpenVinoGraph:
 
     def _sums(self, x: Output, weight: IntArray, bias: IntArray, shift: IntArray, bits: int, geometry: ConvGeometry) -> Output:
         """``(sum(q_w * v) + q_b) * 2**-shift``; exact, because sums and biases stay below 2**24."""
-        ops, axes, groups = self._ops, geometry.spatial_axes, geometry.groups
-        scale = _power_of_two(shift)
-        if geometry.transposed and any(step > 1 for step in geometry.dilation):
-            # 8-bit kernels for dilated transposed convolutions are wrong; zeros between the taps say the same.
-            weight, geometry = _dense(weight, geometry.dilation), replace(geometry, dilation=(1,) * axes)
-        if groups > 1 and not geometry.transposed and weight.shape[1] == 1 and weight.shape[0] > groups:
-            # 8-bit kernels for groups of one input and several outputs are wrong at some strides; zeros between the groups say the same.
-            weight, groups = _ungrouped(weight, groups), 1
-        if groups == 1 and not geometry.transposed and weight.shape[1] == 1:
-            # 8-bit kernels for one input are wrong where the output is one voxel wide; a second one that counts for nothing is right.
-            weight = np.concatenate([weight, np.zeros_like(weight)], axis=1)
+        ops, axes, scale = self._ops, geometry.spatial_axes, _power_of_two(shift)
+        weight, geometry, is_paired = _exact_form(weight, geometry)
+        groups = geometry.groups
+        if is_paired:
             x = ops.concat([x, x], 1).output(0)
         # Rows of the weights are outputs; a transposed convolution's are inputs, and its columns outputs.
         columns = (1, -1) if geometry.transposed else (-1, 1)
@@ -163,9 +156,7 @@ class OpenVinoGraph:
         if groups > 1:
             by_channel = scale.reshape(groups, *columns, *[1] * axes)
             weight = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-        narrow = bits <= _INT4_BITS and int(np.abs(weight).max(initial=0)) <= 2 ** (_INT4_BITS - 1)
-        stored = ops.constant(weight.astype(np.int8), dtype=self._int4) if narrow else ops.constant(weight.astype(np.int8))
-        scaled = ops.multiply(ops.convert(ops.convert(stored, "i8") if narrow else stored, "f32"), self._floats(by_channel))
+        scaled = ops.multiply(self._stored(weight, bits), self._floats(by_channel))
         space: tuple[list[int], ...] = (list(geometry.stride), list(geometry.padding), list(geometry.padding), list(geometry.dilation))
         if geometry.transposed:
             backward = ops.convolution_backprop_data if groups == 1 else ops.group_convolution_backprop_data
@@ -177,6 +168,13 @@ class OpenVinoGraph:
         if not bias.any():
             return products.output(0)
         return ops.add(products, self._floats((bias * scale).reshape(1, -1, *[1] * axes))).output(0)
+
+    def _stored(self, weight: IntArray, bits: int) -> Any:
+        """A constant as wide as the weights, 4 or 8 bits, as floats: by way of 8 bits, or it is not taken for bytes."""
+        ops = self._ops
+        if bits > _INT4_BITS or weight.min(initial=0) < -(2 ** (_INT4_BITS - 1)) or weight.max(initial=0) >= 2 ** (_INT4_BITS - 1):
+            return ops.convert(ops.constant(weight.astype(np.int8)), "f32")
+        return ops.convert(ops.convert(ops.constant(weight.astype(np.int8), dtype=self._int4), "i8"), "f32")
 
     def _max_pool(self, node: MaxPoolNode, x: Output) -> Output:
         padding, dilation = list(node.padding), [1] * len(node.kernel)
@@ -254,6 +252,22 @@ def _meets_image(kernel: int, dilation: int, padding: int) -> bool:
             if not any(0 <= start + tap * dilation < length for tap in range(kernel)):
                 return False
     return True
+
+
+def _exact_form(weight: IntArray, geometry: ConvGeometry) -> tuple[IntArray, ConvGeometry, bool]:
+    """The same convolution in a form whose 8-bit kernels are right, and whether it reads its input twice, for a pair of channels."""
+    if geometry.transposed:
+        if any(step > 1 for step in geometry.dilation):
+            # Those of dilated transposed convolutions are wrong; zeros between the taps say the same.
+            weight, geometry = _dense(weight, geometry.dilation), replace(geometry, dilation=(1,) * geometry.spatial_axes)
+        return weight, geometry, False
+    if geometry.groups > 1 and weight.shape[1] == 1 and weight.shape[0] > geometry.groups:
+        # Those of groups with one input and several outputs are wrong at some strides; zeros between the groups say the same.
+        return _ungrouped(weight, geometry.groups), replace(geometry, groups=1), False
+    if geometry.groups == 1 and weight.shape[1] == 1:
+        # Those of one input are wrong where the output is one voxel wide; a second input that counts for nothing is right.
+        return np.concatenate([weight, np.zeros_like(weight)], axis=1), geometry, True
+    return weight, geometry, False
 
 
 def _dense(weight: IntArray, dilation: tuple[int, ...]) -> IntArray:

@@ -108,12 +108,9 @@ def test_training_says_that_it_is_not_for_this_image(run_inside) -> None:  # typ
     assert "needs torch" in ended.stderr
 
 
-@pytest.mark.parametrize("scan", ["pancreas_ct/totalseg_dicom", "spinal_gm"])
+@pytest.mark.parametrize("scan", ["pancreas_ct/totalseg_dicom/CT", "spinal_gm/small/site9-sc01-image.nii.gz"])
 def test_predicts_a_real_scan_as_this_machine_does(run_inside, shared_data: Path, tmp_path: Path, scan: str) -> None:  # type: ignore[no-untyped-def]
-    model = untrained_model(tmp_path / "model.mq")
-    # DICOM needs the folder, of the other challenge one file serves.
-    source = shared_data / scan if scan.endswith("dicom") else sorted((shared_data / scan).rglob("*image.nii.gz"))[0]
-    source = source if source.is_file() else next(folder for folder in (source, *sorted(source.rglob("*"))) if any(folder.glob("*.dcm")))
+    model, source = untrained_model(tmp_path / "model.mq"), shared_data / scan
     # What is mounted is read as the image's user.
     copied = tmp_path / "scans" / source.name
     (shutil.copytree if source.is_dir() else _copy)(source, copied)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from medquant.deploy.engines.base import Engine, EngineInfo, thread_count
 from medquant.deploy.engines.exactness import check_byte_products
 from medquant.deploy.openvino_import import import_openvino
+from medquant.errors import EngineMismatchError
 from medquant.quant.program import IntegerProgram
 
 if TYPE_CHECKING:
@@ -43,10 +44,18 @@ class OpenVinoEngine(Engine):
         return levels
 
     def compile(self, shape: tuple[int, ...]) -> CompiledModel:
-        """The program in 8-bit kernels for images of one shape, (N, C, *S)."""
+        """The program in 8-bit kernels for images of one shape, (N, C, *S).
+
+        Raises:
+            EngineMismatchError: OpenVINO has no kernel for it on this processor.
+        """
         # Other precisions round the integers; other devices than the processor round elsewhere.
         hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": thread_count()}
-        return self._core.compile_model(self._build(shape), "CPU", hints)
+        try:
+            return self._core.compile_model(self._build(shape), "CPU", hints)
+        except RuntimeError as error:
+            reason = ([line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"])[-1][:200]
+            raise EngineMismatchError(f"OpenVINO cannot compile the program on this processor ({reason}); use another engine") from error
 
     def _build(self, shape: tuple[int, ...]) -> Model:
         from medquant.deploy.openvino_graph import OpenVinoGraph

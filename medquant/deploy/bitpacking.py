@@ -46,7 +46,7 @@ def pack(integers: NDArray[np.integer], bits: int) -> bytes:
     return b"".join(_pack_chunk(chunk, bits) for chunk in chunks)
 
 
-def unpack(data: bytes | memoryview, bits: int, count: int) -> NDArray[np.int64]:
+def unpack(data: bytes | memoryview, bits: int, count: int) -> NDArray[np.int8]:
     """Give back what :func:`pack` packed.
 
     Args:
@@ -69,7 +69,7 @@ def unpack(data: bytes | memoryview, bits: int, count: int) -> NDArray[np.int64]
     if unused and data[-1] >> (8 - unused):
         raise CheckpointError(f"the last {unused} bits behind {count} integers of {bits} bits are not zero; copy or export the file again")
     octets = np.frombuffer(data, dtype=np.uint8)
-    result = np.empty(count, dtype=np.int64)
+    result = np.empty(count, dtype=np.int8)
     for start in range(0, count, _CHUNK_VALUES):
         stop = min(start + _CHUNK_VALUES, count)
         result[start:stop] = _unpack_chunk(octets[start * bits // 8 : packed_size_bytes(stop, bits)], bits, stop - start)
@@ -84,9 +84,9 @@ def _pack_chunk(values: NDArray[np.integer], bits: int) -> bytes:
     return np.packbits(np.unpackbits(low_byte, axis=1, count=bits, bitorder="little"), bitorder="little").tobytes()
 
 
-def _unpack_chunk(octets: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
+def _unpack_chunk(octets: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int16]:
     single = np.unpackbits(octets, count=count * bits, bitorder="little").reshape(count, bits)
-    values = np.packbits(single, axis=1, bitorder="little").reshape(-1).astype(np.int64)
+    values = np.packbits(single, axis=1, bitorder="little").reshape(-1).astype(np.int16)
     if bits == 1:
         return values * 2 - 1
     sign = 1 << (bits - 1)

@@ -7,8 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from medquant.data.atomic import write_atomically
 from medquant.deploy.metadata import ModelMetadata
 from medquant.errors import UsageError
@@ -84,5 +82,5 @@ def _needing_vnni(program: IntegerProgram) -> list[str]:
     return [
         node.name
         for node in program.convolutions
-        if 2 * int(np.abs(node.weight).max(initial=0)) * program.format_of(node.inputs[0]).highest > _INT16_HIGHEST
+        if 2 * int(node.weight_magnitude.max(initial=0)) * program.format_of(node.inputs[0]).highest > _INT16_HIGHEST
     ]

@@ -75,7 +75,7 @@ def mask_model(program: IntegerProgram) -> Model:
     ops = openvino.opset13
     shape = openvino.PartialShape([-1, program.image.channels, *[-1] * program.dimensions])
     image = ops.parameter(shape, openvino.Type.f32, name="image")
-    levels = ops.convert(OpenVinoGraph(program, _quantized(ops, image.output(0), program)).output, "i32").output(0)
+    levels = ops.convert(OpenVinoGraph(program, _quantized(ops, image.output(0), program), narrow=True).output, "i32").output(0)
     # The mask from a copy of the levels: with free shapes the plugin scales them in place, and returns them scaled.
     outputs = {"mask": _decided(ops, ops.convert(levels, "f32").output(0), program), "levels": levels}
     for name, value in outputs.items():

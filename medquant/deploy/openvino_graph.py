@@ -80,13 +80,15 @@ class OpenVinoGraph:
     Args:
         program: the network.
         image: the image's integers ``q``, any number type, (N, C, *S).
+        narrow: whether weights of at most 4 bits are 4-bit constants, as a file wants them, or shared 8-bit ones.
 
     Raises:
         EngineMismatchError: see :func:`check_graph`.
     """
 
-    def __init__(self, program: IntegerProgram, image: Output) -> None:
+    def __init__(self, program: IntegerProgram, image: Output, narrow: bool = False) -> None:
         check_graph(program)
+        self._narrow = narrow
         openvino = import_openvino()
         self._ops: Any = openvino.opset13
         self._int4: Any = openvino.Type.i4
@@ -170,11 +172,12 @@ class OpenVinoGraph:
         return ops.add(products, self._floats((bias * scale).reshape(1, -1, *[1] * axes))).output(0)
 
     def _stored(self, weight: IntArray, bits: int) -> Any:
-        """A constant as wide as the weights, 4 or 8 bits, as floats: by way of 8 bits, or it is not taken for bytes."""
-        ops = self._ops
-        if bits > _INT4_BITS or weight.min(initial=0) < -(2 ** (_INT4_BITS - 1)) or weight.max(initial=0) >= 2 ** (_INT4_BITS - 1):
-            return ops.convert(ops.constant(weight.astype(np.int8)), "f32")
-        return ops.convert(ops.convert(ops.constant(weight.astype(np.int8), dtype=self._int4), "i8"), "f32")
+        """Weights as floats, by way of 8 bits, or they are not taken for bytes."""
+        ops, low = self._ops, 2 ** (_INT4_BITS - 1)
+        stored = np.ascontiguousarray(weight, dtype=np.int8)
+        if self._narrow and bits <= _INT4_BITS and -low <= weight.min(initial=0) and weight.max(initial=0) < low:
+            return ops.convert(ops.convert(ops.constant(stored, dtype=self._int4), "i8"), "f32")
+        return ops.convert(ops.constant(stored, shared_memory=True), "f32")
 
     def _max_pool(self, node: MaxPoolNode, x: Output) -> Output:
         padding, dilation = list(node.padding), [1] * len(node.kernel)

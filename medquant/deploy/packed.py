@@ -54,7 +54,7 @@ from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.program_check import check_program
 from medquant.deploy.stored_nodes import StoredConvolution, store_node
 from medquant.errors import CheckpointError, ConfigError, UsageError
-from medquant.quant.program import ConvolutionNode, IntArray, IntegerProgram, Node
+from medquant.quant.program import ConvolutionNode, IntegerProgram, Node, WeightArray
 
 __all__ = ["MAGIC", "ModelMetadata", "PackedModel", "load_model", "save_model"]
 
@@ -149,11 +149,11 @@ def _tensors(program: IntegerProgram) -> tuple[list[TensorEntry], list[bytes]]:
     return entries, blocks
 
 
-def _arrays(node: ConvolutionNode) -> dict[TensorRole, tuple[IntArray, int]]:
+def _arrays(node: ConvolutionNode) -> dict[TensorRole, tuple[WeightArray, int]]:
     return {"weight": (node.weight, node.weight_bits), "bias": (node.bias, BIAS_BITS), "exponents": (node.weight_exponents, EXPONENT_BITS)}
 
 
-def _encode(array: IntArray, bits: int, what: str) -> bytes:
+def _encode(array: WeightArray, bits: int, what: str) -> bytes:
     if bits == BIAS_BITS:
         # check_program has bounded the accumulators, and with them the biases, to 32 bits.
         return array.astype("<i4").tobytes()
@@ -289,17 +289,19 @@ def _check_layout(header: Header, data_start: int, size: int) -> None:
         raise CheckpointError(f"found {size} bytes, expected {total} for the tensors of its header; {REMEDY}")
 
 
-def _read_tensor(stream: BinaryIO, entry: TensorEntry, data_start: int) -> IntArray:
+def _read_tensor(stream: BinaryIO, entry: TensorEntry, data_start: int) -> WeightArray:
     stream.seek(data_start + entry.offset)
     data = stream.read(entry.size_bytes)
     if tensor_sha256(data) != entry.sha256:
         raise CheckpointError(f"tensor {entry.node} {entry.role}: found other bytes than its SHA-256 stands for; {REMEDY}")
     if entry.bits == BIAS_BITS:
         return np.frombuffer(data, dtype="<i4").astype(np.int64).reshape(entry.shape)
-    return unpack(data, entry.bits, math.prod(entry.shape)).reshape(entry.shape)
+    values = unpack(data, entry.bits, math.prod(entry.shape)).reshape(entry.shape)
+    # Exponents are added and shifted by; weights stay a byte each.
+    return values if entry.role == "weight" else values.astype(np.int64)
 
 
-def _restore(header: Header, arrays: Mapping[tuple[str, TensorRole], IntArray]) -> Iterator[Node]:
+def _restore(header: Header, arrays: Mapping[tuple[str, TensorRole], WeightArray]) -> Iterator[Node]:
     for stored in header.nodes:
         if isinstance(stored, StoredConvolution):
             weight, bias, exponents = (arrays[stored.name, role] for role in ("weight", "bias", "exponents"))

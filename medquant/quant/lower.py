@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from medquant.errors import ConfigError
 from medquant.quant.graph import Add, AvgPool, Concat, Convolution, Graph, Input, MaxPool, Operation, Relu, Upsample
 from medquant.quant.network import QuantNetwork
@@ -85,7 +87,7 @@ def _lower_convolution(operation: Convolution, network: QuantNetwork, exponents:
         operation.name,
         operation.inputs,
         network.tensor_format(operation.name, exponents),
-        integers.cpu().contiguous().numpy(),
+        integers.cpu().contiguous().numpy().astype(np.int8),
         scaled.round().long().numpy(),
         flat.cpu().contiguous().numpy(),
         weight_bits,

@@ -15,6 +15,7 @@ from medquant.quant.formats import TensorFormat
 from medquant.quant.graph import ConvGeometry, UpsampleMode
 
 IntArray = NDArray[np.int64]
+WeightArray = NDArray[np.signedinteger]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class ConvolutionNode(Node):
     """``acc = sum(q_w * (q_a - z)) + q_b``, then requantization by ``2**-shift[c]``, or the accumulators themselves.
 
     Args:
-        weight: integers, (out, in/groups, *K), or (in, out/groups, *K) where transposed.
+        weight: integers, (out, in/groups, *K), or (in, out/groups, *K) where transposed; a byte each, as a network has many: take
+            :attr:`weight_magnitude` for absolute values, which a byte cannot hold all of.
         bias: integers on the accumulator's grid, (out,).
         weight_exponents: one for each output channel, (out,).
         weight_bits: stored width.
@@ -46,12 +48,19 @@ class ConvolutionNode(Node):
         relu: whether values below real zero are clamped to it.
     """
 
-    weight: IntArray
+    weight: WeightArray
     bias: IntArray
     weight_exponents: IntArray
     weight_bits: int
     geometry: ConvGeometry
     relu: bool
+
+    @property
+    def weight_magnitude(self) -> WeightArray:
+        """``|weight|``, wide enough for the lowest byte."""
+        wide: WeightArray = self.weight.astype(np.int16 if self.weight.dtype.itemsize == 1 else np.int64)
+        magnitude: WeightArray = np.abs(wide)
+        return magnitude
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ def accumulator_bound(node: ConvolutionNode, read: TensorFormat) -> int:
 
     For a transposed convolution the sum runs over all taps of an output channel, which bounds each output voxel from above.
     """
-    magnitude = np.abs(node.weight)
+    magnitude = node.weight_magnitude
     if node.geometry.transposed:
         groups, per_group = node.geometry.groups, node.weight.shape[1]
         grouped = magnitude.reshape(groups, node.weight.shape[0] // groups, per_group, -1).sum(axis=(1, 3)).reshape(-1)

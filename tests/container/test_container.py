@@ -25,6 +25,7 @@ pytestmark = pytest.mark.container
 TAG = "medquant:container-test"
 MOST_BYTES = 1_600_000_000
 USER = 10001
+_INSTALL = ["apt-get", "install", "-y", "-qq", "--no-install-recommends"]
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +35,14 @@ def builder(repository: Path) -> Path:
         pytest.skip(f"needs a builder of images, which is not at {place}; set MEDQUANT_BUILD_IMAGE to it")
     if os.geteuid() != 0:
         pytest.skip("building an image here needs root")
+    missing = [tool for tool in ("buildah", "debootstrap", "crun") if shutil.which(tool) is None]
+    if missing and subprocess.run(_INSTALL + missing, capture_output=True, check=False, timeout=900).returncode:
+        pytest.skip(f"needs {' and '.join(missing)}, which cannot be installed here")
     return place
 
 
 @pytest.fixture(scope="session")
-def image(builder: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def image(builder: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Built from what git would check out, with what is changed here."""
     context = tmp_path_factory.mktemp("context") / "medquant"
     listed = subprocess.run(["git", "ls-files"], cwd=repository, capture_output=True, text=True, check=True).stdout.split("\n")
@@ -48,7 +52,10 @@ def image(builder: Path, repository: Path, tmp_path_factory: pytest.TempPathFact
             shutil.copy(repository / name, context / name)
     built = subprocess.run([builder, context, TAG], capture_output=True, text=True, check=False, timeout=3000)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-4000:]
-    return TAG
+    yield TAG
+    # A thousand megabytes each, and one more with every run.
+    subprocess.run(["buildah", "rmi", f"localhost/{TAG}"], capture_output=True, check=False, env=_buildah_environment())
+    subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False, env=_buildah_environment())
 
 
 @pytest.fixture
@@ -71,8 +78,12 @@ def run_inside(image: str, builder: Path, tmp_path: Path) -> Iterator[object]:
     assert list(nothing.iterdir()) == []
 
 
+def _buildah_environment() -> dict[str, str]:
+    return {**os.environ, "STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
+
+
 def _size_bytes(tag: str) -> int:
-    environment = {**os.environ, "STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
+    environment = _buildah_environment()
     listed = subprocess.run(
         ["buildah", "images", "--json", f"localhost/{tag}"], capture_output=True, text=True, check=True, env=environment
     )
@@ -83,7 +94,7 @@ def _size_bytes(tag: str) -> int:
 
 def test_the_image_is_small_and_not_root(image: str) -> None:
     assert _size_bytes(image) < MOST_BYTES
-    environment = {**os.environ, "STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
+    environment = _buildah_environment()
     command = ["buildah", "inspect", "--type", "image", f"localhost/{image}"]
     inspected = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     config = inspected["OCIv1"]["config"]

@@ -10,7 +10,9 @@ from medquant.deploy.engines.torch_engine import TorchEngine
 from medquant.errors import EngineMismatchError, UsageError, unknown_name
 from medquant.quant.program import IntegerProgram
 
-ENGINES: dict[str, type[Engine]] = {engine.info.name: engine for engine in (ReferenceEngine, OnnxRuntimeEngine, OpenVinoEngine, TorchEngine)}
+_ALL: tuple[type[Engine], ...] = (ReferenceEngine, OnnxRuntimeEngine, TorchEngine, OpenVinoEngine)
+
+ENGINES: dict[str, type[Engine]] = {engine.info.name: engine for engine in _ALL}
 
 AUTO = "auto"
 

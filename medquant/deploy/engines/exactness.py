@@ -50,7 +50,7 @@ def check_byte_products(program: IntegerProgram, engine: str) -> None:
         return
     for node in program.convolutions:
         highest = max(program.format_of(node.inputs[0]).highest, 1)
-        if 2 * int(np.abs(node.weight).max(initial=0)) * highest > _INT16_HIGHEST:
+        if 2 * int(node.weight_magnitude.max(initial=0)) * highest > _INT16_HIGHEST:
             raise EngineMismatchError(
                 f"engine {engine}: {node.name} multiplies {node.weight_bits}-bit weights by {program.format_of(node.inputs[0]).bits}-bit "
                 "activations, which this processor (no VNNI) adds in 16 bits with saturation; use engine torch or reference, "

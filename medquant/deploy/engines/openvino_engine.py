@@ -38,9 +38,13 @@ class OpenVinoEngine(Engine):
         """Run the program, see :meth:`Engine.run`."""
         self.check_image(image)
         request = self._request_for(image.shape)
+        levels = np.empty(request.get_output_tensor(0).shape, dtype=np.int32)
+        # The plugin writes its floats, whole numbers below 2**24, where their integers will be: two copies of a result never exist.
+        floats = levels.view(np.float32)
+        request.set_output_tensor(0, import_openvino().Tensor(floats, shared_memory=True))
         request.infer({0: np.ascontiguousarray(image)}, share_inputs=True)
-        # Integers below 2**24 in float32; read where OpenVINO left them, and copied once.
-        levels: NDArray[np.int32] = request.get_output_tensor(0).data.astype(np.int32)
+        for index in np.ndindex(levels.shape[:2]):
+            levels[index] = floats[index].astype(np.int32)
         return levels
 
     def compile(self, shape: tuple[int, ...]) -> CompiledModel:

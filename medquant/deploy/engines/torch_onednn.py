@@ -75,7 +75,7 @@ def is_exact(node: ConvolutionNode, read: TensorFormat) -> bool:
     sums of ``q_w * q_a`` with the zero point not yet taken off, and with all of the bias, stay below 2**24 steps of the finer of
     the two grids (accumulators and output), and while a processor without VNNI can add two products in 16 bits.
     """
-    magnitude = np.abs(node.weight).reshape(len(node.bias), -1).sum(axis=1)
+    magnitude = node.weight_magnitude.reshape(len(node.bias), -1).sum(axis=1)
     widest = (magnitude * read.highest + np.abs(_folded_bias(node, read))).astype(np.float64)
     if node.output is not None:
         shift = _shift(node, read, node.output)
@@ -85,7 +85,7 @@ def is_exact(node: ConvolutionNode, read: TensorFormat) -> bool:
             node.output.zero_point > 0
         )
     bytes_hold = int(node.weight.min()) >= -128 and int(node.weight.max()) <= 127
-    pair_of_products = 2 * int(np.abs(node.weight).max()) * read.highest
+    pair_of_products = 2 * int(node.weight_magnitude.max()) * read.highest
     if byte_products_saturate() and pair_of_products > _INT16_HIGHEST:
         return False
     return bytes_hold and bool(widest.max() < FLOAT32_EXACT_LIMIT)

@@ -21,7 +21,7 @@ def test_round_trip_of_any_count(data: st.DataObject, bits: int) -> None:
     packed = pack(values, bits)
     assert len(packed) == -(-values.size * bits // 8)  # closed form: ceil(count * bits / 8)
     back = unpack(packed, bits, values.size)
-    assert back.dtype == np.int64
+    assert back.dtype == np.int8
     np.testing.assert_array_equal(back, values)
 
 

@@ -102,7 +102,7 @@ def convolution(name: str, source: str, shape: tuple[int, ...], bits: int, outpu
     axes = len(shape) - 2
     shaped = ConvGeometry(**{"stride": (1,) * axes, "padding": (1,) * axes, "dilation": (1,) * axes, **geometry})
     channels = shape[1] * shaped.groups if shaped.transposed else shape[0]
-    weight = random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape)
+    weight = random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape).astype(np.int8)
     bias, exponents = random.integers(-300, 300, channels), random.integers(0, 5, channels)
     return ConvolutionNode(name, (source,), output, weight, bias, exponents, bits, shaped, relu=True)
 

@@ -5,8 +5,8 @@ with, folded into the weights' scales. How a graph is written decides whether Op
 
 - A requantization is written ``Round(half to even) -> Clamp -> FakeQuantize`` over 256 levels. The first two decide every value, and
   they fuse into the kernel before; FakeQuantize moves nothing any more and says only that the tensor fits a byte. Left to
-  round by itself it adds the zero point before it rounds, which turns ties around where that is odd. Fewer than 256 levels
-  would say what the clamp says, but run in float.
+  round by itself it adds the zero point before it rounds, which turns ties around where that is odd, and next to additions
+  it is not always done at all. Fewer than 256 levels would say what the clamp says, but run in float.
 - The byte is ``q`` for every zero point, so that all tensors of one grid are written alike: OpenVINO joins tensors of unlike
   ranges wrongly, in silence.
 - Weights are 8-bit (4-bit, widened first) constants with a scale for each channel, behind a Convert, never a FakeQuantize.
@@ -148,10 +148,11 @@ class OpenVinoGraph:
     def _sums(self, x: Output, weight: IntArray, bias: IntArray, shift: IntArray, bits: int, geometry: ConvGeometry) -> Output:
         """``(sum(q_w * v) + q_b) * 2**-shift``; exact, because sums and biases stay below 2**24."""
         ops, axes, scale = self._ops, geometry.spatial_axes, _power_of_two(shift)
-        weight, geometry, is_paired = _exact_form(weight, geometry)
+        weight, geometry = _exact_form(weight, geometry)
         groups = geometry.groups
-        if is_paired:
-            x = ops.concat([x, x], 1).output(0)
+        if groups == 1 and not geometry.transposed and weight.shape[1] == 1 and _may_be_thin(x, weight, geometry):
+            # 8-bit kernels for one input are wrong where an axis is one voxel long; a second input that counts for nothing is right.
+            weight, x = np.concatenate([weight, np.zeros_like(weight)], axis=1), ops.concat([x, x], 1).output(0)
         # Rows of the weights are outputs; a transposed convolution's are inputs, and its columns outputs.
         columns = (1, -1) if geometry.transposed else (-1, 1)
         by_channel = scale.reshape(*columns, *[1] * axes)
@@ -203,7 +204,7 @@ class OpenVinoGraph:
         return self._requantize(self._times(means.output(0), int(shift_of(node, self._program)) - 2 * axes), self._written(node))
 
     def _rectify(self, node: ReluNode, x: Output) -> Output:
-        return self._requantize(x, self._written(node), relu=True, is_integer=True)
+        return self._requantize(x, self._written(node), relu=True, rounds=False)
 
     def _join(self, node: ConcatNode, *reads: Output) -> Output:
         return self._ops.concat(list(reads), 1).output(0)
@@ -220,10 +221,10 @@ class OpenVinoGraph:
         shift = int(np.clip(shift_of(node, self._program), _SMALLEST_SHIFT, _LARGEST_SHIFT))
         return self._requantize(self._times(total, shift), self._written(node), node.relu)
 
-    def _requantize(self, x: Output, written: TensorFormat, relu: bool = False, is_integer: bool = False) -> Output:
+    def _requantize(self, x: Output, written: TensorFormat, relu: bool = False, rounds: bool = True) -> Output:
         ops = self._ops
         low, high = 0 if relu else -written.zero_point, written.highest - written.zero_point
-        rounded = x if is_integer else ops.round(x, "HALF_TO_EVEN")
+        rounded = ops.round(x, "HALF_TO_EVEN") if rounds else x
         if low < high:
             clamped = ops.clamp(rounded, float(low), float(high))
         else:
@@ -257,20 +258,29 @@ def _meets_image(kernel: int, dilation: int, padding: int) -> bool:
     return True
 
 
-def _exact_form(weight: IntArray, geometry: ConvGeometry) -> tuple[IntArray, ConvGeometry, bool]:
-    """The same convolution in a form whose 8-bit kernels are right, and whether it reads its input twice, for a pair of channels."""
-    if geometry.transposed:
-        if any(step > 1 for step in geometry.dilation):
-            # Those of dilated transposed convolutions are wrong; zeros between the taps say the same.
-            weight, geometry = _dense(weight, geometry.dilation), replace(geometry, dilation=(1,) * geometry.spatial_axes)
-        return weight, geometry, False
-    if geometry.groups > 1 and weight.shape[1] == 1 and weight.shape[0] > geometry.groups:
+def _exact_form(weight: IntArray, geometry: ConvGeometry) -> tuple[IntArray, ConvGeometry]:
+    """The same convolution in a form whose 8-bit kernels are right."""
+    if geometry.transposed and any(step > 1 for step in geometry.dilation):
+        # Those of dilated transposed convolutions are wrong; zeros between the taps say the same.
+        return _dense(weight, geometry.dilation), replace(geometry, dilation=(1,) * geometry.spatial_axes)
+    if not geometry.transposed and geometry.groups > 1 and weight.shape[1] == 1 and weight.shape[0] > geometry.groups:
         # Those of groups with one input and several outputs are wrong at some strides; zeros between the groups say the same.
-        return _ungrouped(weight, geometry.groups), replace(geometry, groups=1), False
-    if geometry.groups == 1 and weight.shape[1] == 1:
-        # Those of one input are wrong where the output is one voxel wide; a second input that counts for nothing is right.
-        return np.concatenate([weight, np.zeros_like(weight)], axis=1), geometry, True
-    return weight, geometry, False
+        return _ungrouped(weight, geometry.groups), replace(geometry, groups=1)
+    return weight, geometry
+
+
+def _may_be_thin(x: Output, weight: IntArray, geometry: ConvGeometry) -> bool:
+    """Whether an axis of what a convolution reads or writes is one voxel long, or could be."""
+    read = x.get_partial_shape()
+    if read.is_dynamic:
+        return True
+    lengths = list(read.to_shape())[2:]
+    for length, taps, stride, padding, dilation in zip(
+        lengths, weight.shape[2:], geometry.stride, geometry.padding, geometry.dilation, strict=True
+    ):
+        if length == 1 or (length + 2 * padding - dilation * (taps - 1) - 1) // stride == 0:
+            return True
+    return False
 
 
 def _dense(weight: IntArray, dilation: tuple[int, ...]) -> IntArray:

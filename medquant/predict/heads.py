@@ -38,8 +38,8 @@ class SplitProgram:
 
     def classes(self, image: NDArray[np.uint8]) -> LabelArray:
         """Quantized images (N, C, *S) → class numbers (N, *S)."""
-        # Both hold the integers of one format, the image's of the head: at most 8 bits.
-        features = self.body.run(image).astype(np.uint8)
+        # Integers of one format, which is the image's of the head.
+        features = self.body.run_bytes(image)
         return run_tiles(self._plan(features.shape), features, lambda strip: decide(self.head.run(strip), self.head.program))
 
     def _plan(self, shape: tuple[int, ...]) -> TilePlan:

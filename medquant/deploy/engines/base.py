@@ -70,6 +70,10 @@ class Engine(ABC):
             InputError: another number type, axes or channels.
         """
 
+    def run_bytes(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """As :meth:`run`, for a program that ends in a format and not in accumulators: its integers, a byte each."""
+        return self.run(image).astype(np.uint8)
+
     def check_image(self, image: NDArray[np.uint8]) -> None:
         """Refuse what the program does not read.
 

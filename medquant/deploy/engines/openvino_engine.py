@@ -31,20 +31,25 @@ class OpenVinoEngine(Engine):
         from medquant.deploy.openvino_graph import check_graph
 
         check_graph(program)
+        self._ends_in_bytes = program.nodes[-1].output is not None
         self._core = import_openvino().Core()
         self._requests: dict[tuple[int, ...], InferRequest] = {}
 
     def run(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Run the program, see :meth:`Engine.run`."""
+        return self._infer(image).astype(np.int32, copy=False)
+
+    def run_bytes(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Run a program that ends in a format, see :meth:`Engine.run_bytes`."""
+        return self._infer(image).astype(np.uint8, copy=False)
+
+    def _infer(self, image: NDArray[np.uint8]) -> NDArray[np.integer]:
         self.check_image(image)
         request = self._request_for(image.shape)
-        levels = np.empty(request.get_output_tensor(0).shape, dtype=np.int32)
-        # The plugin writes its floats, whole numbers below 2**24, where their integers will be: two copies of a result never exist.
-        floats = levels.view(np.float32)
-        request.set_output_tensor(0, import_openvino().Tensor(floats, shared_memory=True))
+        # Written where the caller gets it: two copies of a result never exist.
+        levels = np.empty(request.get_output_tensor(0).shape, dtype=np.uint8 if self._ends_in_bytes else np.int32)
+        request.set_output_tensor(0, import_openvino().Tensor(levels, shared_memory=True))
         request.infer({0: np.ascontiguousarray(image)}, share_inputs=True)
-        for index in np.ndindex(levels.shape[:2]):
-            levels[index] = floats[index].astype(np.int32)
         return levels
 
     def compile(self, shape: tuple[int, ...]) -> CompiledModel:
@@ -67,7 +72,8 @@ class OpenVinoEngine(Engine):
         openvino = import_openvino()
         image = openvino.opset13.parameter(list(shape), openvino.Type.u8, name="image")
         graph = OpenVinoGraph(self.program, image.output(0))
-        return openvino.Model([openvino.opset13.result(graph.output)], [image], "medquant")
+        levels = openvino.opset13.convert(graph.output, "u8" if self._ends_in_bytes else "i32")
+        return openvino.Model([openvino.opset13.result(levels)], [image], "medquant")
 
     def _request_for(self, shape: tuple[int, ...]) -> InferRequest:
         request = self._requests.pop(shape, None)

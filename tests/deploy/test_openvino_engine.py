@@ -87,16 +87,36 @@ def image(read: TensorFormat, channels: int, *size: int, batch: int = 2) -> np.n
     return np.random.default_rng(1).integers(0, read.highest + 1, (batch, channels, *size)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("zero_point", [0, 1, 127, 128, 200])
-@pytest.mark.parametrize("axes", [2, 3])
-def test_one_channel_where_the_output_is_one_voxel_wide(zero_point: int, axes: int) -> None:
-    read = TensorFormat(8, zero_point, 0)
-    for kernel, padding, width in itertools.product([2, 3, 5], [0, 1], [2, 3, 4]):
-        geometry = ConvGeometry((*(1,) * (axes - 1), 2), (0,) * (axes - 1) + (padding,), (1,) * axes)
-        if padding >= kernel or width + 2 * padding < kernel:
-            continue
-        node = convolution("image", (5, 1, *(1,) * (axes - 2), 2, kernel), geometry)
-        assert differing(program(read, 1, node), image(read, 1, *(3,) * (axes - 1), width)) == 0
+THIN = [
+    # Kernel, stride, padding, size: the output is one voxel wide, or the image one voxel deep.
+    ((1, 2), (1, 2), (0, 0), (7, 2)),
+    ((1, 4), (1, 2), (0, 0), (7, 4)),
+    ((5, 4), (1, 2), (2, 1), (5, 3)),
+    ((7, 3), (1, 2), (2, 0), (7, 4)),
+    ((4, 3, 3), (1, 1, 1), (3, 1, 1), (1, 5, 6)),
+    ((3, 3, 4), (2, 2, 1), (2, 1, 2), (1, 6, 1)),
+    ((5, 4, 5), (1, 1, 2), (4, 2, 1), (1, 1, 5)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "size"), THIN)
+def test_one_channel_where_an_axis_is_one_voxel_long(
+    kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], size: tuple[int, ...]
+) -> None:
+    for zero_point, outputs in itertools.product([0, 1, 128, 200], [3, 8]):
+        read = TensorFormat(8, zero_point, 0)
+        node = convolution("image", (outputs, 1, *kernel), ConvGeometry(stride, padding, (1,) * len(size)))
+        assert differing(program(read, 1, node), image(read, 1, *size)) == 0
+
+
+def test_shifts_beyond_what_floats_hold() -> None:
+    # Nothing is left of sums below 2**24, or everything but zero saturates: whatever the rounding.
+    written, geometry, x = TensorFormat(6, 20, 0), ConvGeometry((1, 1), (0, 0), (1, 1)), np.arange(1, 9, dtype=np.uint8).reshape(1, 1, 2, 4)
+    weight = np.array([1, 1, -1, 0]).reshape(4, 1, 1, 1)
+    shift = np.array([140, -140, -140, -140])
+    node = ConvolutionNode("c", ("image",), written, weight, np.zeros(4, np.int64), shift, 2, geometry, relu=False)
+    found = OpenVinoEngine(program(BYTE, 1, node)).run(x)
+    assert [np.unique(channel).tolist() for channel in found[0]] == [[20], [63], [0], [20]]
 
 
 def test_groups_of_one_input_and_several_outputs() -> None:

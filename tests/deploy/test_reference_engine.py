@@ -196,6 +196,15 @@ def test_requantization_is_pythons_rounding_of_fractions(written: TensorFormat, 
         assert single.flatten().tolist() == expected[place]
 
 
+@pytest.mark.parametrize("shift", [45, 62, 63, 64, 100, 127, -31, -40, -63, -64, -100])
+def test_shifts_beyond_every_sum(shift: int) -> None:
+    values = [-(2**31) + 1, -12345, -1, 0, 1, 12345, 2**31 - 1]
+    written = TensorFormat(8, 100, 0)
+    expected = [min(max(round(Fraction(value) / Fraction(2) ** shift), -100), 155) for value in values]
+    rounded = requantize(np.array(values).reshape(1, 1, -1, 1), np.array([shift]), written, False)
+    assert rounded.flatten().tolist() == expected
+
+
 def test_ties_by_hand() -> None:
     # 0.5, 1.5, 2.5 and their negatives, from accumulators of half steps.
     accumulators = np.array([1, 3, 5, -1, -3, -5]).reshape(1, 1, -1, 1)

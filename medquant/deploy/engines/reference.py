@@ -31,6 +31,10 @@ from medquant.quant.program import (
 )
 
 
+_LARGEST_SHIFT = 30
+"""To the left; to the right twice as far."""
+
+
 class ReferenceEngine(Engine):
     """Between nodes a tensor holds ``q - zero_point``, so that padding with zeros is padding with real zero."""
 
@@ -103,7 +107,8 @@ class ReferenceEngine(Engine):
 
 def requantize(sums: IntArray, shift: IntArray, written: TensorFormat, relu: bool) -> IntArray:
     """``clamp(round_half_even(sums * 2**-shift))`` relative to real zero; a negative shift is one to the left."""
-    right, left = np.maximum(shift, 0), np.maximum(-shift, 0)
+    # Sums have 32 bits and a tensor 8: beyond these shifts every sum is 0, or saturates unless it is 0, and no bit gets lost.
+    right, left = np.clip(shift, 0, 2 * _LARGEST_SHIFT), np.clip(-shift, 0, _LARGEST_SHIFT)
     # Adding half a step, less one unit unless the kept part is odd, and flooring rounds ties to even.
     half = np.where(right > 0, np.left_shift(1, np.maximum(right - 1, 0)) - 1, 0)
     odd = np.where(right > 0, (sums >> right) & 1, 0)

@@ -136,6 +136,7 @@ def model_file(
         "scored": tuple(names.values())[1:],
         "positive_class": 1 if outputs == 1 else None,
         "float_parameters": 0,
+        "scan": {"modality": None, "spacing_mm": None, "values": []},
         "dataset": "made up",
         "data_sha256": "0" * 64,
     }

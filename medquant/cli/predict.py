@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +54,7 @@ def predict(
         picture = write_preview
     options = PredictOptions(None if max_memory is None else parse_bytes(max_memory), allow_other_scans, picture)
     request = PredictRequest(model, scan, out, engine, mask_format, overwrite, resume, options)
-    with _Progress(voice) as progress:
+    with _stopped_like_ctrl_c(), _Progress(voice) as progress:
         report = run(request, progress.say, progress)
     lines = []
     for result in report.results:
@@ -74,6 +78,23 @@ def predict(
 def _foreground(predicted: dict[str, object]) -> list[tuple[str, dict[str, float | None]]]:
     classes = predicted["classes"]
     return [(name, each) for name, each in classes.items() if each["number"] and each["voxels"]] if isinstance(classes, dict) else []
+
+
+@contextlib.contextmanager
+def _stopped_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM, which ``docker stop`` and job queues send, ends as ctrl-C does: Python alone would leave the decoded scan in TMPDIR."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Progress:

@@ -93,5 +93,6 @@ def runtimes_for(path: Path) -> list[Runtime]:
 
 def first_line(error: Exception) -> str:
     """What a library said, without its stack."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # OpenVINO says first where in its sources it was, and last what was wrong.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
     return lines[0][:200] if lines else type(error).__name__

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from medquant.data.atomic import write_atomically
+from medquant.data.prepared import Preparation
 from medquant.deploy.packed import PackedModel, load_model
 from medquant.errors import CheckpointError, UsageError
 
@@ -63,6 +64,8 @@ def export_model(source: Path, path: Path, overwrite: bool = False) -> Exported:
         raise UsageError(f"{path}: expected an ending of {', '.join(ENDINGS)} (packed, ONNX, OpenVINO)")
     model = find_model(source)
     packed = load_model(model)
+    # Rules that no scan can be prepared by go into no file.
+    Preparation.from_json(packed.metadata.preparation)
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: exists already; choose another name, or replace it with --overwrite")
     if path.suffix == ".mq":
@@ -82,7 +85,7 @@ def export_model(source: Path, path: Path, overwrite: bool = False) -> Exported:
 def _left_out(packed: PackedModel) -> tuple[str, ...]:
     notes = [
         "the file holds the network from the normalised image to the mask; how a scan becomes that image stands in its metadata "
-        "(docs/export.md)"
+        "(docs/deploy.md)"
     ]
     if packed.coarse is not None:
         notes.append("the coarse network that finds the region is not in it: export the coarse run of its own, or use the .mq file")

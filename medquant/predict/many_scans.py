@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,16 @@ from pathlib import Path
 from medquant.deploy.engines import check_engine
 from medquant.deploy.packed import load_model
 from medquant.errors import MedquantError, UsageError
-from medquant.predict.masks import FORMATS, MaskFormat, check_writable_as, checked_format, file_name, format_of_file, format_of_scan
+from medquant.predict.masks import (
+    FORMATS,
+    MaskFormat,
+    check_writable_as,
+    checked_format,
+    file_name,
+    format_of_file,
+    format_of_scan,
+    is_mask_name,
+)
 from medquant.predict.model_case import OpenModel, open_model
 from medquant.predict.one_scan import Predicted, PredictOptions, predict_scan, preview_path
 from medquant.predict.reading import scan_sha256
@@ -152,9 +162,15 @@ def _outputs(request: PredictRequest, scans: Scans, asked: MaskFormat | None) ->
         _refuse_existing([out, *([preview_path(out)] if request.options.preview else [])], request.overwrite)
         if not out.parent.is_dir():
             raise UsageError(f"{out}: the folder {out.parent} does not exist; make it first or choose another place")
+        _check_writable(out.parent, out)
         return [(out, found)]
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file, expected a folder for the masks of {len(scans.scans)} scans")
+    if not out.exists() and is_mask_name(out):
+        raise UsageError(
+            f"{out}: is called like one mask, but {request.scan} is a folder of {len(scans.scans)} scan(s); name a folder for the masks, "
+            "or one scan"
+        )
     if out.is_dir() and any(out.iterdir()) and not (request.overwrite or request.resume):
         raise UsageError(f"{out}: exists and is not empty; give --resume to go on, --overwrite to replace, or another folder")
     formats = [format_of_scan(scan, asked) for scan in scans.scans]
@@ -166,7 +182,17 @@ def _outputs(request: PredictRequest, scans: Scans, asked: MaskFormat | None) ->
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another place") from error
+    _check_writable(out, out)
     return outputs
+
+
+def _check_writable(folder: Path, out: Path) -> None:
+    """Refuse at once what would be refused only after minutes of prediction."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=".medquant-"):
+            pass
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def _refuse_existing(paths: list[Path], overwrite: bool) -> None:

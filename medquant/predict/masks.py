@@ -35,6 +35,11 @@ def checked_format(name: str | None) -> MaskFormat | None:
     return found
 
 
+def is_mask_name(path: Path) -> bool:
+    """Whether a file name ends like that of a mask."""
+    return any(path.name.lower().endswith(end) for ends in _ENDINGS.values() for end in ends)
+
+
 def format_of_file(path: Path, asked: MaskFormat | None) -> MaskFormat:
     """The format a file name's ending stands for.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 import time
@@ -131,6 +132,8 @@ def predict_scan(
             if not (options.allow_other_scans and misfit.can_be_allowed):
                 raise misfit.error
             warnings.append(f"{misfit.error}; allowed")
+        if not model.packed.metadata.scan:
+            warnings.append(f"{scan.label}: the model file does not say what scans it was trained on; kind and spacing were not checked")
         bound_memory(model, read.case, options.max_memory_bytes)
         prepared = model.prepare(read.case, scratch, warnings.append)
         mask = predict_mask(model, prepared, progress)
@@ -144,7 +147,8 @@ def predict_scan(
         except BaseException:
             # A picture of a mask that is not there.
             if picture is not None:
-                picture.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    picture.unlink(missing_ok=True)
             raise
     image = read.case.image
     return Predicted(
@@ -233,7 +237,9 @@ def _write(output: Path, note: Callable[[Path], None] | None, write: Callable[[P
     except OSError as error:
         raise UsageError(f"{output}: cannot be written ({error.strerror}); choose another place") from error
     finally:
-        waiting.unlink(missing_ok=True)
+        # Where even this cannot be done the error above says why.
+        with contextlib.suppress(OSError):
+            waiting.unlink(missing_ok=True)
 
 
 def _scratch_folder() -> tempfile.TemporaryDirectory[str]:

@@ -18,6 +18,7 @@ from medquant.deploy.packed import PackedModel, load_model
 from medquant.deploy.verification import Comparison, Expected, compare_engines, compare_file, random_images, run_reference
 from medquant.errors import EngineMismatchError, InputError
 from medquant.predict.blocks import CORE
+from medquant.predict.fit import find_misfits
 from medquant.predict.model_case import open_model
 from medquant.predict.reading import read_scan
 from medquant.predict.scans import find_scans
@@ -118,8 +119,14 @@ def _scan_images(packed: PackedModel, path: Path, slices: int) -> list[FloatArra
     if len(scans.scans) != 1:
         raise InputError(f"{path}: holds {len(scans.scans)} scans, expected one; name one of them")
     with tempfile.TemporaryDirectory(prefix="medquant-verify-") as folder:
-        scratch = ArrayCache(Path(folder))
-        case = open_model(packed, "auto").prepare(read_scan(scans.scans[0], len(packed.metadata.channels), scratch).case, scratch)
+        scratch = ArrayCache(Path(folder), remedy="set TMPDIR to a folder with more room")
+        model = open_model(packed, "auto")
+        read = read_scan(scans.scans[0], len(packed.metadata.channels), scratch)
+        # Scans of another kind still show whether engines agree; one that shrinks to nothing on the model's grid shows nothing.
+        for misfit in find_misfits(packed.metadata, model.preparation, read.case, read.modality):
+            if not misfit.can_be_allowed:
+                raise misfit.error
+        case = model.prepare(read.case, scratch)
         images = _middle_block(case) if packed.program.dimensions == 3 else _spaced_slices(case, slices)
     multiple = packed.metadata.size_multiple
     return [np.pad(each, [(0, 0), (0, 0), *((0, -length % multiple) for length in each.shape[2:])], mode="edge") for each in images]

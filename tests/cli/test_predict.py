@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import tempfile
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +17,7 @@ from small_models import ct_values, model_file, oblique, unet
 
 from medquant.data.nifti import write_nifti
 from medquant.data.volume import Volume
+from medquant.predict import one_scan
 
 
 @pytest.fixture
@@ -121,3 +126,28 @@ def test_the_record_is_plain(model: Path, scan: Path, tmp_path: Path) -> None:
     assert record["schema"] == 1
     (fields,) = record["masks"].values()
     assert set(fields) == {"scan_sha256", "model_sha256", "options", "output_sha256"}
+
+
+def test_a_job_that_is_told_to_end_leaves_nothing_behind(model: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM in the middle of a scan, as ``docker stop`` sends it: exit code 130, no decoded scan in TMPDIR, no mask, no traceback."""
+    decoded: list[bool] = []
+
+    def told(*_: object) -> None:
+        decoded.append(any((tmp_path / "scratch").rglob("*.npy")))
+        os.kill(os.getpid(), signal.SIGTERM)
+        # The interpreter serves the signal before long.
+        time.sleep(5)
+
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(one_scan, "predict_mask", told)
+    # Without our handler the tests themselves would end here.
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        result = typed("predict", model, scan, tmp_path / "out.nii.gz", "--engine", "reference")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert (result.exit_code, result.stderr) == (130, "medquant: stopped\n")
+    assert decoded == [True]
+    assert not any((tmp_path / "scratch").iterdir())
+    assert not (tmp_path / "out.nii.gz").exists()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import only_document, typed
+from small_models import ct_values, model_file, oblique, unet
 
+from medquant.data.nifti import write_nifti
+from medquant.data.prepared_grid import GridRule
+from medquant.data.volume import Volume
 from medquant.deploy.engines import ENGINES
 from medquant.deploy.engines.reference import ReferenceEngine
 from medquant.deploy.packed import load_model
@@ -105,3 +110,36 @@ def test_a_scan_is_run_as_well(finished_run: Path, phantom_scan: Path) -> None:
     document = only_document(with_scan)
     assert document["images"] == alone["images"] + 2  # type: ignore[operator]
     assert document["sha256"] == load_model(finished_run / "model.mq").sha256
+
+
+def test_a_scan_that_shrinks_to_nothing_on_the_models_grid_is_refused(tmp_path: Path) -> None:
+    """As predict does: otherwise the padding of one pixel would be compared, after minutes of averaging."""
+    model = model_file(tmp_path / "m.mq", unet(3, seed=1), grid=GridRule("axial", (1000.0, 1000.0)))
+    write_nifti(tmp_path / "a.nii.gz", Volume(ct_values((33, 28, 5)), oblique()))
+    ended = typed("verify", model, tmp_path / "a.nii.gz", "--no-exports")
+    assert ended.exit_code == 4, ended.stderr
+    assert "a.nii.gz: slices of 1×1 pixels on the model's grid" in ended.stderr
+
+
+@pytest.mark.parametrize("place", ["../outside.bin", "{tmp}/outside.bin", "link.bin", "pipe.bin"])
+def test_an_exported_file_is_not_read_beyond_its_folder(place: str, finished_run: Path, tmp_path: Path) -> None:
+    """Tensors that an ONNX file says lie elsewhere: refused by the runtime, and said in a line."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "in" / "model.onnx"
+    path.parent.mkdir()
+    assert typed("export", finished_run, path).exit_code == 0
+    model = onnx.load(path)
+    tensor = max(model.graph.initializer, key=lambda each: len(each.raw_data))
+    (tmp_path / "outside.bin").write_bytes(tensor.raw_data)
+    (path.parent / "link.bin").symlink_to(tmp_path / "outside.bin")
+    os.mkfifo(path.parent / "pipe.bin")
+    for key, value in (("location", place.format(tmp=tmp_path)), ("offset", "0"), ("length", str(len(tensor.raw_data)))):
+        tensor.external_data.add(key=key, value=value)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    path.write_bytes(model.SerializeToString())
+    ended = typed("verify", finished_run, "--no-exports", "--against", path)
+    assert ended.exit_code == 6, ended.stderr
+    assert "cannot read it" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from medquant.data.tiff import write_tiff_stack
 from medquant.data.volume import Volume
 from medquant.errors import GeometryError, InputError, MedquantError, UsageError
 from medquant.predict import many_scans as many_scans_module
+from medquant.predict import one_scan as one_scan_module
 from medquant.predict.many_scans import PredictReport, PredictRequest, predict
 from medquant.predict.one_scan import PredictOptions
 from medquant.predict.records import FILE_NAME
@@ -230,3 +232,42 @@ def test_errors_that_are_no_fault_of_a_scan_are_not_hidden(
         run(model, scans, tmp_path / "out")
     with pytest.raises(MedquantError, match="expected a model file"):
         run(scans / "notes.txt", scans, tmp_path / "out2")
+
+
+@pytest.mark.parametrize("name", ["masks.nii.gz", "masks.DCM", "masks.tif"])
+def test_a_folder_of_masks_is_not_called_like_one_mask(name: str, scans: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="called like one mask"):
+        run(model, scans, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_predicted(
+    scans: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    # Permissions would not stop root.
+    monkeypatch.setattr(many_scans_module.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(many_scans_module, "predict_scan", lambda *_: pytest.fail("predicted all the same"))
+    for scan, out in ((scans, tmp_path / "out"), (scans / "b.nii.gz", tmp_path / "out.nii.gz")):
+        with pytest.raises(UsageError, match=r"out.*: cannot be written \(Read-only file system\)"):
+            run(model, scan, out)
+
+
+def test_what_cannot_be_cleared_away_does_not_hide_the_error(
+    scans: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that becomes read-only while a scan is predicted: the mask cannot be written, and nothing removed."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UsageError("the disk is read-only")
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(one_scan_module, "write_mask", refuse)
+        changed.setattr(Path, "unlink", read_only)
+        report, _ = run(model, scans, tmp_path / "out", options=PredictOptions(preview=lambda *_: None))
+    assert {str(result.error) for result in report.results} == {"the disk is read-only"}

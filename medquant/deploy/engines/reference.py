@@ -30,7 +30,6 @@ from medquant.quant.program import (
     last_readers,
 )
 
-
 _LARGEST_SHIFT = 30
 """To the left; to the right twice as far."""
 

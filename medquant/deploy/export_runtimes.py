@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medquant.deploy.engines.base import thread_count
-from medquant.deploy.openvino_import import import_openvino
+from medquant.deploy.openvino_import import openvino_core
 from medquant.errors import CheckpointError, UsageError
 
 RunExported = Callable[[NDArray[np.float32]], tuple[NDArray[np.int32], NDArray[np.uint8]]]
@@ -58,7 +58,7 @@ def _open_in_onnxruntime(path: Path) -> RunExported:
 
 
 def _open_in_openvino(path: Path) -> RunExported:
-    core = import_openvino().Core()
+    core = openvino_core()
     try:
         compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     except RuntimeError as error:

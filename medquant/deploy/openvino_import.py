@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from openvino import Core
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -27,3 +32,18 @@ def import_openvino() -> ModuleType:
     import openvino
 
     return openvino  # type: ignore[no-any-return]
+
+
+@cache
+def openvino_core() -> Core:
+    """The one OpenVINO core of this process, kept until the process ends.
+
+    The CPU plugin of a core gives the calling thread a stack for signal handlers and, when it is destroyed, puts back the one it
+    found (``sigaltstack``, OpenVINO 2026.4). Where two cores overlap and the first goes first, the second puts back the freed stack
+    of the first, and the next signal that Python handles (ctrl-C, SIGTERM) ends the process with a segmentation fault. A core that
+    is never destroyed puts nothing back.
+
+    Raises:
+        ModuleNotFoundError: OpenVINO is not installed.
+    """
+    return import_openvino().Core()  # type: ignore[no-any-return]

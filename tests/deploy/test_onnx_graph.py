@@ -15,6 +15,7 @@ from medquant.deploy.engines.exactness import shift_of
 from medquant.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 from medquant.deploy.engines.reference import ReferenceEngine
 from medquant.deploy.onnx_graph import mask_model
+from medquant.deploy.openvino_import import openvino_core
 from medquant.errors import EngineMismatchError
 from medquant.quant.formats import TensorFormat, weight_range
 from medquant.quant.graph import ConvGeometry
@@ -34,11 +35,6 @@ from medquant.quant.shapes import infer_shapes
 
 onnx = pytest.importorskip("onnx", reason="onnx builds the graphs")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime runs them")
-try:
-    # Here, because its import starts a thread of its own.
-    import openvino
-except ImportError:
-    openvino = None
 
 
 # --- programs made by chance -------------------------------------------------------------------------------------------
@@ -198,9 +194,8 @@ def run_onnxruntime(model: bytes, image: np.ndarray) -> np.ndarray:
 
 def run_openvino(model: bytes, image: np.ndarray, hint: str | None = None) -> np.ndarray:
     """With the precision that OpenVINO takes by itself, bfloat16 where the processor has it, or with another."""
-    if openvino is None:
-        pytest.skip("OpenVINO, which is not installed, reads the graph too")
-    core = openvino.Core()
+    pytest.importorskip("openvino", reason="OpenVINO reads the graph too")
+    core = openvino_core()
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": 1, **({} if hint is None else {"INFERENCE_PRECISION_HINT": hint})}
     compiled = core.compile_model(core.read_model(model), "CPU", settings)
     return np.asarray(compiled(image)["levels"])

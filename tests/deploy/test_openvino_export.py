@@ -183,9 +183,9 @@ def test_every_level_of_the_image_and_every_tie(tmp_path: Path) -> None:
 
 
 def notes_of(folder: Path, *names: str) -> list[str]:
-    from medquant.deploy.openvino_import import import_openvino
+    from medquant.deploy.openvino_import import openvino_core
 
-    model = import_openvino().Core().read_model(folder / "model.xml")
+    model = openvino_core().read_model(folder / "model.xml")
     return [model.get_rt_info(["medquant", name]).astype(str) for name in names]
 
 

@@ -44,3 +44,35 @@ def test_only_one_file_imports_the_package(repository: Path) -> None:
         if re.search(r"^\s*(import openvino\b|from openvino\b)", re.sub(r"if TYPE_CHECKING:\n(?:    .*\n|\n)+", "", path.read_text()), re.M)
     ]
     assert found == ["openvino_import.py"]
+
+
+_SIGNAL_AFTER_ENGINES = """
+import gc, os, signal
+import numpy as np
+from medquant.deploy.engines.openvino_engine import OpenVinoEngine
+from medquant.quant.formats import TensorFormat
+from medquant.quant.program import ImageNode, IntegerProgram, ReluNode
+
+program = IntegerProgram((ImageNode("image", (), TensorFormat(8, 128, 5), 1), ReluNode("relu", ("image",), TensorFormat(6, 0, 4))), (4,))
+first, second = OpenVinoEngine(program), OpenVinoEngine(program)
+for engine in (first, second):
+    engine.run(np.zeros((1, 1, 8, 8), np.uint8))
+# The one opened first goes first.
+del engine, first
+gc.collect()
+del second
+gc.collect()
+got = []
+signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+os.kill(os.getpid(), signal.SIGTERM)
+print(got)
+"""
+
+
+def test_a_signal_after_two_engines_reaches_its_handler(repository: Path, tmp_path: Path) -> None:
+    """Each of two OpenVINO cores leaves the stack for signal handlers of the other, which is freed by then: a crash."""
+    pytest.importorskip("openvino")
+    environment = {"PYTHONPATH": str(repository), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _SIGNAL_AFTER_ENGINES]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "[15]"), ended.stderr

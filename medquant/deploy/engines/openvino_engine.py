@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from medquant.deploy.engines.base import Engine, EngineInfo, thread_count
 from medquant.deploy.engines.exactness import check_byte_products
-from medquant.deploy.openvino_import import import_openvino
+from medquant.deploy.openvino_import import import_openvino, openvino_core
 from medquant.errors import EngineMismatchError
 from medquant.quant.program import IntegerProgram
 
@@ -32,7 +32,6 @@ class OpenVinoEngine(Engine):
 
         check_graph(program)
         self._ends_in_bytes = program.nodes[-1].output is not None
-        self._core = import_openvino().Core()
         self._requests: dict[tuple[int, ...], InferRequest] = {}
 
     def run(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -60,7 +59,7 @@ class OpenVinoEngine(Engine):
         # Other precisions round the integers; other devices than the processor round elsewhere.
         hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": thread_count()}
         try:
-            return self._core.compile_model(self._build(shape), "CPU", hints)
+            return openvino_core().compile_model(self._build(shape), "CPU", hints)
         except RuntimeError as error:
             reason = ([line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"])[-1][:200]
             raise EngineMismatchError(f"OpenVINO cannot compile the program on this processor ({reason}); use another engine") from error

@@ -46,4 +46,5 @@ def openvino_core() -> Core:
     Raises:
         ModuleNotFoundError: OpenVINO is not installed.
     """
-    return import_openvino().Core()  # type: ignore[no-any-return]
+    core: Core = import_openvino().Core()
+    return core

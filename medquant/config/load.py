@@ -77,7 +77,11 @@ def _nested(settings: Iterable[Setting]) -> dict[str, object]:
     root: dict[str, object] = {}
     for setting in settings:
         section, dot, key = setting.key.partition(".")
-        if dot:
+        option, below, name = key.partition(".")
+        if below:
+            held = sections.setdefault(section, {}).get(option, {})
+            sections[section][option] = {**(held if isinstance(held, dict) else {}), name: setting.value}
+        elif dot:
             sections.setdefault(section, {})[key] = setting.value
         else:
             root[setting.key] = setting.value

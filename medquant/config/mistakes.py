@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 
 from pydantic import ValidationError
@@ -25,6 +26,9 @@ TOP_KEYS: tuple[str, ...] = tuple(name for name in Config.model_fields if name n
 """Keys outside sections."""
 
 _LONGEST_SHOWN = 60
+
+# An option of the method; which there are only the method knows.
+_OPTION = re.compile(r"quant\.options\.[a-z][a-z0-9_]{0,63}")
 
 # Error types of pydantic, each with what was expected; {…} are the limits pydantic reports.
 _EXPECTED = {
@@ -49,7 +53,7 @@ _EXPECTED = {
 
 def unknown_key(key: str) -> str | None:
     """What is wrong with a dotted key, or None if it is the key of a value."""
-    if key in KEYS or key in TOP_KEYS:
+    if key in KEYS or key in TOP_KEYS or _OPTION.fullmatch(key):
         return None
     section, _, field = key.partition(".")
     if key in SECTIONS:
@@ -88,7 +92,8 @@ def shown(value: object) -> str:
 def _describe_one(details: ErrorDetails) -> tuple[str, str]:
     names = [part for part in details["loc"] if isinstance(part, str)]
     numbers = [part for part in details["loc"] if isinstance(part, int)]
-    key = ".".join(names[:2])
+    # Below a section's key lie options, each with a place of its own; pydantic adds the type it tried last.
+    key = ".".join(names[: 3 if names[:2] == ["quant", "options"] else 2])
     # Lists have places of their own: the second value of data.patch_size is data.patch_size[1].
     where = key + "".join(f"[{number}]" for number in numbers)
     limits = details.get("ctx", {})

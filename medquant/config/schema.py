@@ -130,6 +130,13 @@ class QuantConfig(Section):
     layer_bits: tuple[RuleText, ...] = Field(
         default=(), strict=False, description="rules PATTERN=W/A for single layers; the last match wins"
     )
+    options: dict[str, bool | int | float | str] = Field(
+        default={}, description="options of the method by its paper's names, e.g. quant.options.overflow=wrap; listed by medquant info"
+    )
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="optimiser of quantized training; sgd: Nesterov, momentum 0.9")
+    distillation: float = Field(
+        default=0.0, ge=0, le=100, description="weight of the distance to the float twin's probabilities in the loss; 0: none"
+    )
     step_lr_scale: float = Field(default=1.0, gt=0, le=1000, description="learning rate of quantizer steps, as a multiple of quant_lr")
     calibration_batches: int = Field(default=8, ge=1, le=10_000, description="training batches the first quantizer ranges are measured on")
     freeze_exponents_at: float = Field(default=0.7, ge=0, le=1, description="share of quantized training after which exponents stay")

@@ -74,7 +74,7 @@ def from_overrides(overrides: Sequence[str]) -> Source:
         except DocumentError as error:
             source.mistakes.append(f"{place}: {error}")
             continue
-        if isinstance(value, MappingValue):
+        if isinstance(value, MappingValue) and key.strip() != "quant.options":
             source.mistakes.append(
                 f"{place}: the value must be one value or a list in brackets; found a mapping (quote text that holds ': ')"
             )

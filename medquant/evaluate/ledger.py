@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from medquant.deploy.bitpacking import packed_size_bytes
-from medquant.errors import ConfigError
 from medquant.quant.formats import FLOAT_BITS
 from medquant.quant.graph import BatchNorm, Convolution, Graph, Operation
 from medquant.quant.plan import QuantPlan
@@ -165,11 +164,13 @@ def _program_step(node: Node) -> _Step:
 
 
 def _graph_step(operation: Operation, plan: QuantPlan, sharing: Sharing) -> _Step:
-    if isinstance(operation, BatchNorm):
-        raise ConfigError(f"{operation.name}: batch norm has no row of its own; simplify the graph before weighing it")
     # A tensor that only holds moved integers is as wide as the widest it may hold.
     widths = [plan[site].activation_bits for site in sharing.sources[operation.name]]
     bits = None if None in widths else max(width for width in widths if width is not None)
+    if isinstance(operation, BatchNorm):
+        # Gain and offset; the running statistics can be worked into them.
+        channels = int(operation.scale.numel())
+        return _Step(operation.name, operation.inputs, bits, FLOAT_BITS, channels, channels)
     if isinstance(operation, Convolution):
         weights = int(operation.weight.numel())
         return _Step(operation.name, operation.inputs, bits, plan[operation.name].weight_bits, weights, operation.out_channels)

@@ -22,6 +22,7 @@ from medquant.quant.graph import (
     Graph,
     Input,
     MaxPool,
+    NormParameters,
     Operation,
     Relu,
     Upsample,
@@ -205,14 +206,13 @@ def _batch_norm(translator: _Translator, node: Any) -> BatchNorm:
     source, weight, bias, mean, variance, uses_batch = node.args[:6]
     if uses_batch or mean is None or variance is None:
         raise ConfigError(f"{_where(node)}: batch norm without running statistics depends on the batch and cannot be folded")
-    running_variance = translator.parameter(variance).double()
-    scale = 1.0 / torch.sqrt(running_variance + float(node.args[7]))
-    if weight is not None:
-        scale = scale * translator.parameter(weight).double()
-    shift = -translator.parameter(mean).double() * scale
-    if bias is not None:
-        shift = shift + translator.parameter(bias).double()
-    return BatchNorm(translator.name(node), (translator.source(source),), scale, shift)
+    running_mean, running_variance, epsilon = translator.parameter(mean), translator.parameter(variance), float(node.args[7])
+    gain = torch.ones_like(running_mean) if weight is None else translator.parameter(weight)
+    offset = torch.zeros_like(running_mean) if bias is None else translator.parameter(bias)
+    scale = gain.double() / torch.sqrt(running_variance.double() + epsilon)
+    shift = offset.double() - running_mean.double() * scale
+    parameters = NormParameters(gain, offset, running_mean, running_variance, epsilon)
+    return BatchNorm(translator.name(node), (translator.source(source),), scale, shift, parameters)
 
 
 def _max_pool(translator: _Translator, node: Any) -> MaxPool:

@@ -10,15 +10,19 @@ from torch import Tensor
 from medquant.quant.graph import Add, BatchNorm, ConvGeometry, Convolution, Graph, Relu
 
 
-def simplify(graph: Graph) -> Graph:
-    """The graph without batch norm, rectifiers joined to convolutions and additions.
+def simplify(graph: Graph, keep_batch_norm: bool = False) -> Graph:
+    """The graph without batch norm, rectifiers joined to what they follow.
 
     Batch norm right after a convolution is folded into its weight and bias (Jacob et al., 2018, §3.2), in float64. Anywhere
     else, for example behind a rectifier as in the paper's order conv → ReLU → norm, no exact fold exists (zero padding stands
     in the way of the next convolution): it becomes a 1×1 convolution of its own for each channel, and stays an integer layer.
+
+    Args:
+        graph: as captured.
+        keep_batch_norm: leave batch norm as layers of their own, for methods that need the statistics of each batch.
     """
-    graph = _fold_norms(graph)
-    graph = _replace_norms(graph)
+    if not keep_batch_norm:
+        graph = _replace_norms(_fold_norms(graph))
     return _join_relus(graph)
 
 
@@ -63,6 +67,6 @@ def _join_relus(graph: Graph) -> Graph:
     for name in [operation.name for operation in graph if isinstance(operation, Relu)]:
         relu = graph[name]
         before = graph[relu.inputs[0]]
-        if isinstance(before, Convolution | Add) and graph.read_once(before.name):
+        if isinstance(before, Convolution | Add | BatchNorm) and graph.read_once(before.name):
             graph = graph.fused(relu, replace(before, relu=True))
     return graph

@@ -72,11 +72,27 @@ class Convolution(Operation):
 
 
 @dataclass(frozen=True)
+class NormParameters:
+    """What batch norm learns and keeps, for each channel: gain, offset, running mean and variance."""
+
+    gain: Tensor
+    offset: Tensor
+    mean: Tensor
+    variance: Tensor
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class BatchNorm(Operation):
-    """``x * scale + shift`` for each channel: batch norm with its running statistics worked in."""
+    """``x * scale + shift`` for each channel: batch norm with its running statistics worked in; ``relu`` where a rectifier follows.
+
+    ``parameters`` are what scale and shift were made from, for networks that keep it as a layer.
+    """
 
     scale: Tensor
     shift: Tensor
+    parameters: NormParameters
+    relu: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 
 from medquant.errors import ConfigError
 from medquant.quant.graph import Add, AvgPool, Concat, Convolution, Graph, Input, MaxPool, Operation, Relu, Upsample
+from medquant.quant.methods.base import IntegerWeightQuantizer
 from medquant.quant.network import QuantNetwork
 from medquant.quant.program import (
     AddNode,
@@ -30,6 +31,8 @@ def lower(network: QuantNetwork) -> IntegerProgram:
     Raises:
         ConfigError: a layer is float, so the network is no integer program; or an accumulator could leave 32 bits.
     """
+    if not network.method.exact:
+        raise ConfigError(f"not an integer program: method {network.method.name} computes with real scales; run it as a simulation")
     floats = [layer.name for layer in network.plan.layers if 32 in (layer.weight_bits, layer.activation_bits)]
     if floats:
         raise ConfigError(f"not an integer program: {', '.join(floats)} compute in float (32 bits); give them 1 to 8 bits")
@@ -77,7 +80,7 @@ def _lower_convolution(operation: Convolution, network: QuantNetwork, exponents:
     quantizer = network.weight_quantizer(operation.name)
     read = network.tensor_format(operation.inputs[0], exponents)
     weight_bits = network.plan[operation.name].weight_bits
-    if quantizer is None or read is None or weight_bits is None:
+    if not isinstance(quantizer, IntegerWeightQuantizer) or read is None or weight_bits is None:
         raise ConfigError(f"{operation.name} reads or computes float values")
     weight, bias = network.layer_parameters(operation.name)
     integers, weight_exponents = quantizer.integers(weight)

@@ -17,8 +17,16 @@ from medquant.errors import ConfigError
 from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
 from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat, float32_adds_exactly
-from medquant.quant.graph import Add, AvgPool, Concat, Convolution, Graph, Input, MaxPool, Operation, Relu, Upsample
-from medquant.quant.methods.base import ActivationQuantizer, Method, WeightQuantizer
+from medquant.quant.graph import Add, AvgPool, BatchNorm, Concat, Convolution, Graph, Input, MaxPool, Operation, Relu, Upsample
+from medquant.quant.methods.base import (
+    ActivationQuantizer,
+    ActivationSite,
+    IntegerActivationQuantizer,
+    IntegerWeightQuantizer,
+    Method,
+    WeightQuantizer,
+    WeightSite,
+)
 from medquant.quant.plan import QuantPlan
 from medquant.quant.sharing import find_sharing
 
@@ -39,18 +47,23 @@ class QuantNetwork(nn.Module):
         method: where the quantizers come from.
 
     Raises:
-        ConfigError: a step must be shared by tensors of which some are float and some are not.
+        ConfigError: a step must be shared by tensors of which some are float and some are not, or the method has no such width.
     """
 
     def __init__(self, graph: Graph, plan: QuantPlan, method: Method) -> None:
         super().__init__()
+        method.check(plan)
         self.graph, self.plan, self.method = graph, plan, method
+        self.controller = method.controller()
         self.sharing = find_sharing(graph)
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
         self.weight_quantizers, self.activation_quantizers = nn.ModuleDict(), nn.ModuleDict()
+        self.norms = nn.ModuleDict()
         for operation in graph:
             if isinstance(operation, Convolution):
                 self._add_convolution(operation)
+            elif isinstance(operation, BatchNorm):
+                self.norms[_key(operation.name)] = _live_norm(operation)
         self._add_activation_quantizers()
         self._last_reader = _last_readers(graph)
         self._observed: dict[str, list[Tensor]] | None = None
@@ -68,7 +81,8 @@ class QuantNetwork(nn.Module):
             geometry = operation.geometry
             single = operation.name == self.graph.output or (geometry.transposed and geometry.groups > 1)
             axis = None if single else geometry.channel_axis
-            self.weight_quantizers[key] = self.method.weight(tuple(operation.weight.shape), axis, int(layer.weight_bits or 0))
+            site = WeightSite(operation.name, tuple(operation.weight.shape), axis, int(layer.weight_bits or 0), geometry.channel_axis)
+            self.weight_quantizers[key] = self.method.weight(site)
 
     def _add_activation_quantizers(self) -> None:
         members: dict[str, list[str]] = {}
@@ -84,8 +98,9 @@ class QuantNetwork(nn.Module):
                     f"{', '.join(floats)} write float and {', '.join(quantized)} integers, but they meet in a concatenation; "
                     "give all of them activation bits, or all of them 32"
                 )
-            quantizer = self.method.activation()
-            if all(isinstance(self.graph[site], Input) for site in sites):
+            is_image = all(isinstance(self.graph[site], Input) for site in sites)
+            quantizer = self.method.activation(ActivationSite(group, is_image, group in self.sharing.signed))
+            if is_image:
                 # The image's values do not change while the network learns, and the gradient with respect to a
                 # one-channel image costs as much as several other layers: its step stays as calibrated.
                 quantizer.requires_grad_(False)
@@ -110,14 +125,18 @@ class QuantNetwork(nn.Module):
         return module if isinstance(module, ActivationQuantizer) else None
 
     def layer_parameters(self, name: str) -> tuple[Tensor, Tensor]:
-        """Latent weight and bias of a convolution."""
-        return self.weights[_key(name)], self.biases[_key(name)]
+        """Latent weight and bias of a convolution, as the controller wants them seen outside training."""
+        key = _key(name)
+        weight, bias = self.weights[key], self.biases[key]
+        if self.training:
+            return weight, bias
+        return self.controller.evaluated(f"weights/{key}", weight), self.controller.evaluated(f"biases/{key}", bias)
 
     def tensor_format(self, tensor: str, exponents: dict[str, int] | None = None) -> TensorFormat | None:
         """The format a tensor is stored in: the widest of the sites it holds, None where it is not quantized."""
         quantizer = self.activation_quantizer(tensor)
         widths = [self._activation_bits(site) for site in self.sharing.sources[tensor]]
-        if quantizer is None or any(width is None for width in widths):
+        if not isinstance(quantizer, IntegerActivationQuantizer) or any(width is None for width in widths):
             return None
         current = self.exponents() if exponents is None else exponents
         return quantizer.format(max(width for width in widths if width is not None), current[self.sharing.group_of(tensor)])
@@ -125,7 +144,7 @@ class QuantNetwork(nn.Module):
     def exponents(self) -> dict[str, int]:
         """The current exponent of every activation group, fetched from the device in one go."""
         quantizers = {group: self.activation_quantizer(group) for group in dict.fromkeys(self.sharing.group.values())}
-        present = {group: quantizer for group, quantizer in quantizers.items() if quantizer is not None}
+        present = {group: quantizer for group, quantizer in quantizers.items() if isinstance(quantizer, IntegerActivationQuantizer)}
         if not present:
             return {}
         steps = torch.stack([quantizer.log2_step_value().detach() for quantizer in present.values()]).round().tolist()
@@ -137,14 +156,50 @@ class QuantNetwork(nn.Module):
             yield from (parameter for parameter in quantizers.parameters() if parameter.requires_grad)
 
     def layer_weights(self) -> Iterator[nn.Parameter]:
-        """Latent weights and biases."""
+        """Latent weights and biases, and what layers in float learn."""
         yield from self.weights.parameters()
         yield from self.biases.parameters()
+        yield from self.norms.parameters()
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Latent weights by layer name."""
+        for operation in self.graph:
+            if isinstance(operation, Convolution):
+                yield operation.name, self.weights[_key(operation.name)]
+
+    def weight_rates(self, optimizer: str) -> Iterator[tuple[nn.Parameter, float]]:
+        """Latent weights of quantized layers with their learning rate relative to the others; ``optimizer`` is adamw or sgd."""
+        for name, weight in self.named_weights():
+            quantizer = self.weight_quantizer(name)
+            if quantizer is not None:
+                yield weight, self.method.learning_rate_scale(quantizer.site, optimizer)
+
+    # --- around a training step -----------------------------------------------------------------------------------
+
+    def before_step(self, done: float) -> None:
+        """Tell the method that a training step begins; ``done`` is the share of quantized training behind it, in [0, 1)."""
+        self.controller.before_step(self, done)
+
+    def after_backward(self) -> None:
+        """Tell the method that the gradients are there."""
+        self.controller.after_backward(self)
+
+    def after_step(self) -> None:
+        """Tell the method that the weights have changed."""
+        self.controller.after_step(self)
 
     # --- running ------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the graph; tensors are released after their last reader."""
+        """Run the graph; outside training the average of as many passes as the method asks for."""
+        passes = 1 if self.training or self._observed is not None else self.controller.evaluation_passes()
+        logits = self._pass(x)
+        for _ in range(passes - 1):
+            logits = logits + self._pass(x)
+        return logits if passes == 1 else logits / passes
+
+    def _pass(self, x: Tensor) -> Tensor:
+        """Run the graph once; tensors are released after their last reader."""
         exponents = self.exponents()
         values: dict[str, Tensor] = {}
         for operation in self.graph:
@@ -160,6 +215,8 @@ class QuantNetwork(nn.Module):
             return self._write(operation, self._convolve(operation, inputs[0], exponents), exponents, operation.relu)
         if isinstance(operation, Input):
             return self._write(operation, image, exponents, relu=False)
+        if isinstance(operation, BatchNorm):
+            return self._write(operation, self.norms[_key(operation.name)](inputs[0]), exponents, operation.relu)
         if isinstance(operation, Concat):
             return torch.cat(inputs, dim=1)
         if isinstance(operation, MaxPool):
@@ -184,7 +241,7 @@ class QuantNetwork(nn.Module):
 
     def _sum(self, operation: Add, inputs: list[Tensor], exponents: dict[str, int]) -> Tensor:
         first, second = (exponents.get(self.sharing.group_of(name), 0) for name in operation.inputs)
-        exact = self.training or float32_adds_exactly(first, second)
+        exact = self.training or self._observed is not None or float32_adds_exactly(first, second)
         return inputs[0] + inputs[1] if exact else inputs[0].double() + inputs[1]
 
     def _up_sample(self, operation: Upsample, x: Tensor, exponents: dict[str, int]) -> Tensor:
@@ -205,7 +262,7 @@ class QuantNetwork(nn.Module):
         if quantizer is None:
             raise ConfigError(f"{operation.name} has {bits} activation bits but no quantizer")
         # A shared zero point above 0 leaves room below real zero that a tensor without negative values never uses.
-        quantized: Tensor = quantizer(x, exponents[group], bits, relu)
+        quantized: Tensor = quantizer(x, exponents.get(group, 0), bits, relu)
         return quantized.float() if quantized.dtype == torch.float64 else quantized
 
     def _convolve(self, operation: Convolution, x: Tensor, exponents: dict[str, int]) -> Tensor:
@@ -214,7 +271,7 @@ class QuantNetwork(nn.Module):
         reads = self.activation_quantizer(operation.inputs[0])
         if quantizer is not None:
             weight = quantizer(weight)
-            if reads is not None:
+            if isinstance(quantizer, IntegerWeightQuantizer) and isinstance(reads, IntegerActivationQuantizer):
                 exponent = exponents[self.sharing.group_of(operation.inputs[0])]
                 grid = torch.exp2(-(quantizer.exponents() + exponent).float())
                 bias = round_to_grid(bias, _per_channel(grid, operation))
@@ -246,14 +303,18 @@ class QuantNetwork(nn.Module):
         Raises:
             ConfigError: there is no batch, or the network is not finite on it.
         """
-        self._observed = {}
+        self._observed, was_training = {}, self.training
+        images = list(batches)
+        # Batch norm that is kept must not learn from the images twice.
+        self.eval()
         try:
             with torch.no_grad():
-                for batch in batches:
+                for batch in images:
                     self.forward(batch)
             observed = self._observed
         finally:
             self._observed = None
+            self.train(was_training)
         if not observed:
             raise ConfigError("calibration needs at least one batch of training images, found none")
         for group in dict.fromkeys(self.sharing.group.values()):
@@ -263,7 +324,9 @@ class QuantNetwork(nn.Module):
         for name in [operation.name for operation in self.graph if isinstance(operation, Convolution)]:
             weight_quantizer = self.weight_quantizer(name)
             if weight_quantizer is not None:
-                weight_quantizer.initialise(self.layer_parameters(name)[0])
+                with torch.no_grad():
+                    weight_quantizer.initialise(self.weights[_key(name)])
+        self.method.calibrated(self, images)
 
     def _group_samples(self, group: str, observed: dict[str, list[Tensor]]) -> dict[int, Tensor]:
         samples: dict[int, list[Tensor]] = {}
@@ -280,6 +343,22 @@ class QuantNetwork(nn.Module):
 def _key(name: str) -> str:
     """Layer name as a parameter key; torch allows no dots in those."""
     return name.replace(".", "/")
+
+
+def _live_norm(operation: BatchNorm) -> nn.BatchNorm1d:
+    """Batch norm as a layer; :class:`_AnyAxesNorm` takes images of any number of axes."""
+    found = operation.parameters
+    norm = _AnyAxesNorm(found.gain.numel(), eps=found.epsilon)
+    state = {"weight": found.gain, "bias": found.offset, "running_mean": found.mean, "running_var": found.variance}
+    norm.load_state_dict({**norm.state_dict(), **{name: tensor.detach().float() for name, tensor in state.items()}})
+    return norm
+
+
+class _AnyAxesNorm(nn.BatchNorm1d):
+    """Batch norm over (N, C, *S) for any S."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
 
 def _per_channel(grid: Tensor, operation: Convolution) -> Tensor:

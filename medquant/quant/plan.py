@@ -7,13 +7,16 @@ accumulators, which are compared as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from medquant.config.bits import BitRule, resolve
 from medquant.errors import ConfigError, UsageError
 from medquant.quant.formats import FLOAT_BITS
-from medquant.quant.graph import Add, AvgPool, Convolution, Graph, Input, Operation, Upsample
+from medquant.quant.graph import Add, AvgPool, BatchNorm, Convolution, Graph, Input, Operation, Upsample
+
+DefaultBits = Callable[[Operation, Graph, tuple[int, int]], tuple[int, int]]
+"""From a layer, its graph and the bits (weight, activation) it would have, to those it gets where no rule speaks of it."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,12 @@ def writes_new_values(operation: Operation) -> bool:
     """Whether an operation computes values that need a quantizer; pooling by maximum, copies and joins only move integers."""
     if isinstance(operation, Upsample):
         return operation.mode == "linear"
-    return isinstance(operation, Input | Convolution | Add | AvgPool)
+    return isinstance(operation, Input | Convolution | BatchNorm | Add | AvgPool)
 
 
-def resolve_plan(graph: Graph, wbits: int, abits: int, edge_bits: int, rules: Sequence[BitRule] = ()) -> QuantPlan:
+def resolve_plan(
+    graph: Graph, wbits: int, abits: int, edge_bits: int, rules: Sequence[BitRule] = (), default_bits: DefaultBits | None = None
+) -> QuantPlan:
     """Decide the bits of every layer.
 
     Args:
@@ -78,6 +83,7 @@ def resolve_plan(graph: Graph, wbits: int, abits: int, edge_bits: int, rules: Se
         abits: activation bits likewise.
         edge_bits: weight bits of the first and the last convolution and width of the image; not used where ``wbits`` is 32.
         rules: per-layer rules; the last match wins.
+        default_bits: a method's own say in layers no rule speaks of (:meth:`medquant.quant.methods.base.Method.default_bits`).
 
     Raises:
         UsageError: a rule matches no layer, or gives weight bits where only layers without weights match.
@@ -94,12 +100,17 @@ def resolve_plan(graph: Graph, wbits: int, abits: int, edge_bits: int, rules: Se
     for site in sites:
         weight = edge_bits if site.name in edges and wbits != FLOAT_BITS else wbits
         activation = edge_bits if isinstance(site, Input) and abits != FLOAT_BITS else abits
-        defaults[site.name] = (weight, activation)
+        if _feeds_batch_norm(site, graph):
+            # Batch norm as a layer of its own reads real values; what it writes is quantized.
+            activation = FLOAT_BITS
+        if isinstance(site, BatchNorm):
+            weight = FLOAT_BITS
+        defaults[site.name] = (weight, activation) if default_bits is None else default_bits(site, graph, (weight, activation))
     resolved = resolve(rules, [site.name for site in sites], defaults)
     layers = []
     for site in sites:
         bits, chosen = resolved[site.name], defaults[site.name]
-        note = _note(site, edges, bits, chosen, (wbits, abits))
+        note = _note(site, graph, edges, bits, chosen, (wbits, abits))
         layers.append(_layer(site, bits, note, is_last=site.name == graph.output))
     return QuantPlan(tuple(layers))
 
@@ -124,9 +135,20 @@ def _refuse_idle_activations(rules: Sequence[BitRule], sites: Sequence[Operation
             )
 
 
-def _note(site: Operation, edges: dict[str, str], bits: tuple[int, int], default: tuple[int, int], uniform: tuple[int, int]) -> str:
+def _feeds_batch_norm(site: Operation, graph: Graph) -> bool:
+    readers = graph.readers(site.name)
+    return isinstance(site, Convolution | Add) and bool(readers) and all(isinstance(reader, BatchNorm) for reader in readers)
+
+
+def _note(
+    site: Operation, graph: Graph, edges: dict[str, str], bits: tuple[int, int], default: tuple[int, int], uniform: tuple[int, int]
+) -> str:
     if bits != default:
         return "set by rule"
+    if isinstance(site, BatchNorm):
+        return "float: statistics of each batch in training"
+    if _feeds_batch_norm(site, graph) and bits[1] == FLOAT_BITS:
+        return "batch norm reads its real values"
     if site.name in edges and bits[0] != uniform[0]:
         return f"{edges[site.name]}: {bits[0]}-bit weights"
     if isinstance(site, Input) and bits[1] != uniform[1]:
@@ -140,6 +162,8 @@ def _layer(site: Operation, bits: tuple[int, int], note: str, is_last: bool) -> 
     weight_bits, activation_bits = bits
     # Accumulators are compared as they are, so the last convolution writes no quantized tensor.
     written = None if is_last and isinstance(site, Convolution) else activation_bits
+    if isinstance(site, BatchNorm):
+        return LayerPlan(site.name, _kind(site), FLOAT_BITS, written, site.scale.numel(), site.shift.numel(), note)
     if not isinstance(site, Convolution):
         return LayerPlan(site.name, _kind(site), None, written, note=note)
     return LayerPlan(site.name, _kind(site), weight_bits, written, site.weight.numel(), site.out_channels, note)
@@ -154,4 +178,4 @@ def _kind(site: Operation) -> str:
         size = "×".join(str(length) for length in site.weight.shape[2:])
         grouped = "depthwise " if site.geometry.groups == site.out_channels > 1 else ""
         return f"{grouped}{'transposed ' if site.geometry.transposed else ''}conv {size}"
-    return {Input: "image", Upsample: "up ×2 linear", Add: "add", AvgPool: "average pool"}[type(site)]
+    return {Input: "image", BatchNorm: "batch norm", Upsample: "up ×2 linear", Add: "add", AvgPool: "average pool"}[type(site)]

@@ -63,7 +63,7 @@ def finish(session: TrainingSession) -> Finished:
     """
     run = session.run_folder
     agreement = None
-    if session.plan.is_integer:
+    if session.is_integer:
         program, agreement = _export(session)
         finished = score_session(session, agreement)
         # The same network once more, now with its scores.
@@ -89,7 +89,7 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
     config = session.config
     cases = scored_cases(session)
     predictor: MaskPredictor
-    if session.plan.is_integer:
+    if session.is_integer:
         # Scored is the file that leaves the run, not the network in memory.
         predictor = ProgramPredictor(load_packed(session.run_folder.model).program, session.size_multiple, config.eval.engine)
     else:
@@ -220,7 +220,7 @@ def weigh_session(session: TrainingSession, cases: Sequence[PreparedCase]) -> Le
     shape = (1, session.inputs, *shown_at_once(cases[0].window.shape, session.size_multiple, session.dimensions))
     run, wbits = session.run_folder, session.config.quant.wbits
     parameters = sum(parameter.numel() for parameter in session.network.parameters())
-    if session.plan.is_integer:
+    if session.is_integer:
         packed = load_packed(run.model)
         ledger = weigh_program(packed.program, parameters, wbits, shape, None if packed.coarse is None else packed.coarse.program)
         peak = _process_peak(session, shape)
@@ -255,7 +255,12 @@ def _document(
         },
         "seed": config.train.seed,
         "preparation": {**session.preparation.to_json(), "region": region_json(config)},
-        "bits": {"weights": config.quant.wbits, "activations": config.quant.abits, "method": config.quant.method},
+        "bits": {
+            "weights": config.quant.wbits,
+            "activations": config.quant.abits,
+            "method": config.quant.method,
+            "options": dict(config.quant.options),
+        },
         **scores_document(evaluation, dataset.info),
         "baseline": baseline_document([case.case for case in cases], dataset.info),
         "memory": weigh_session(session, cases).to_json(),

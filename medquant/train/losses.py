@@ -35,6 +35,27 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return entropy + 1.0 - _soft_dice(probability, target)[1:].mean()
 
 
+def distillation_loss(logits: Tensor, taught: Tensor) -> Tensor:
+    """Distance to a teacher's probabilities: mean over voxels of the Kullback-Leibler divergence (Hinton et al., 2015, T = 1).
+
+    Args:
+        logits: (N, 1 or classes, *S), any float type.
+        taught: logits of the teacher, same shape; no gradient flows into them.
+
+    Returns:
+        A scalar in float32, zero where both say the same.
+    """
+    logits, taught = logits.float(), taught.detach().float()
+    if logits.shape[1] == 1:
+        target = torch.sigmoid(taught)
+        # Cross-entropy less the teacher's own entropy.
+        own = F.binary_cross_entropy_with_logits(taught, target)
+        return F.binary_cross_entropy_with_logits(logits, target) - own
+    voxels = logits.numel() / logits.shape[1]
+    divergence = F.kl_div(torch.log_softmax(logits, dim=1), torch.log_softmax(taught, dim=1), reduction="sum", log_target=True)
+    return divergence / voxels
+
+
 def _soft_dice(probability: Tensor, target: Tensor) -> Tensor:
     """Soft Dice of each class over the whole batch, (N, C, *S) → (C,)."""
     axes = [axis for axis in range(probability.dim()) if axis != 1]

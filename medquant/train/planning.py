@@ -10,10 +10,9 @@ from medquant.config.schema import Config
 from medquant.deploy.packed import load_model
 from medquant.errors import UsageError
 from medquant.evaluate.ledger import Ledger, weigh_plan
-from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
 from medquant.quant.plan import QuantPlan
-from medquant.train.building import build_network, outputs_for, plan_network
+from medquant.train.building import build_network, configured_method, outputs_for, plan_network
 from medquant.train.run_folder import RunFolder, stored_config
 from medquant.train.start import TrainRequest, resolve_config
 
@@ -64,7 +63,7 @@ def make_plan(request: PlanRequest) -> PlannedNetwork:
 def _plan_config(config: Config, inputs: int, outputs: int) -> PlannedNetwork:
     network = build_network(config, inputs, outputs)
     graph, plan = plan_network(config, network, inputs)
-    QuantNetwork(graph, plan, get_method(config.quant.method))  # refuses bits that do not go together
+    QuantNetwork(graph, plan, configured_method(config))  # refuses bits that do not go together
     parameters = sum(parameter.numel() for parameter in network.parameters())
     depth = () if config.model.dimensions == 2 else (config.data.patch_slices,)
     shape = (1, inputs, *config.data.patch_size, *depth)

@@ -32,11 +32,10 @@ from medquant.evaluate.evaluation import mean_dice, select_cases
 from medquant.predict.float_predictor import FloatPredictor
 from medquant.predict.predictors import ProgramPredictor
 from medquant.predict.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
-from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
 from medquant.train.batch_norm import reestimate_batch_norm
 from medquant.train.batches import KILLED, EpochBatches, worker_was_killed
-from medquant.train.building import build_network, configured_cache, outputs_for, plan_network
+from medquant.train.building import build_network, configured_cache, configured_method, outputs_for, plan_network
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from medquant.train.precision import choose_device, use_bfloat16
 from medquant.train.recorder import Recorder
@@ -77,7 +76,7 @@ class TrainingSession:
         self.config, self.dataset, self.split, self.run_folder, self.reporter = config, dataset, split, run, reporter
         self.stop_requested = stop_requested
         check_engine(config.eval.engine)  # a name that does not exist must be found out now, not after hours of training
-        self.method = get_method(config.quant.method)
+        self.method = configured_method(config)
         # A resumed run takes the thread count it was started with: another one gives other bits.
         noted = run.document.get("threads")
         self.threads = make_repeatable(config.train.seed, config.train.threads or (noted if isinstance(noted, int) else None))
@@ -90,6 +89,8 @@ class TrainingSession:
         graph, self.plan = plan_network(config, self.network, self.inputs)
         QuantNetwork(graph, self.plan, self.method)  # bits that do not go together are refused now, not after the warm start
         self._check_epochs()
+        if config.quant.distillation > 0 and not config.train.float_twin:
+            raise ConfigError("quant.distillation needs the float twin to learn from; set train.float_twin=true, or quant.distillation=0")
 
     # --- preparation ----------------------------------------------------------------------------------------------
 
@@ -97,6 +98,11 @@ class TrainingSession:
     def inputs(self) -> int:
         """Channels of an image."""
         return len(self.dataset.info.channels)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether what is trained leaves as an exact integer program."""
+        return self.plan.is_integer and self.method.exact
 
     @property
     def dimensions(self) -> int:
@@ -295,17 +301,27 @@ class TrainingSession:
         last = self.run_folder.last
         if not (has_checkpoint(last) and progress_of(load_checkpoint(last)).stage == "quantized"):
             self._calibrate(network)
-        quant = self.config.quant
+        if not self.method.learns:
+            save_checkpoint(self.run_folder.best, Checkpoint(_weights_of(network).tensors, {"stage": "calibrated"}))
+            return
         plan = self._second_stage("quantized", self.run_folder.best)
-        StageRunner(plan, network, self.around, finished, quant.freeze_exponents_at, quant.step_lr_scale).run()
+        StageRunner(plan, network, self.around, finished, self.config.quant, self._teacher()).run()
+
+    def _teacher(self) -> nn.Module | None:
+        """The float twin, whose probabilities the quantized network learns from."""
+        if self.config.quant.distillation == 0:
+            return None
+        load_model(load_checkpoint(self.run_folder.twin), self.network)
+        return self.network.eval().requires_grad_(False)
 
     def _second_stage(self, name: str, folder: Path) -> StagePlan:
         train = self.config.train
         return StagePlan(name, train.epochs - self.warm_epochs, self.warm_epochs, train.quant_lr, folder, train.float32_epochs)
 
     def quantized_network(self) -> QuantNetwork:
-        """The quantized network over the warm start's weights, batch norm folded, not yet calibrated."""
-        load_model(load_checkpoint(self.run_folder.warm), self.network)
+        """The quantized network over the weights of the warm start, or of the finished float network, not yet calibrated."""
+        start = self.run_folder.warm if self.method.learns or not self.config.train.float_twin else self.run_folder.twin
+        load_model(load_checkpoint(start), self.network)
         graph, plan = plan_network(self.config, self.network, self.inputs)
         return self._place(QuantNetwork(graph, plan, self.method))
 

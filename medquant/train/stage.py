@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from medquant.config.schema import TrainConfig
+from medquant.config.schema import QuantConfig, TrainConfig
 from medquant.errors import ConfigError, InterruptedRunError
 from medquant.quant.network import QuantNetwork
 from medquant.train.batches import EpochBatches
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from medquant.train.losses import segmentation_loss
+from medquant.train.losses import distillation_loss, segmentation_loss
+from medquant.train.optimizers import make_optimizer
 from medquant.train.recorder import Recorder
 from medquant.train.reporting import Reporter
 from medquant.train.schedule import learning_rate
@@ -69,8 +70,8 @@ class StageRunner:
         network: what is trained, on the device already.
         around: what all stages share.
         finished: names of the stages before.
-        freeze_at: share of the epochs after which the learned steps of a quantized network stay, None for other networks.
-        step_lr_scale: learning rate of the learned steps relative to that of the weights.
+        quant: how a quantized network is trained, None for other networks.
+        teacher: float network whose probabilities are learned from as well, or None.
     """
 
     def __init__(
@@ -79,11 +80,11 @@ class StageRunner:
         network: nn.Module,
         around: Surroundings,
         finished: Iterable[str],
-        freeze_at: float | None = None,
-        step_lr_scale: float = 1.0,
+        quant: QuantConfig | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
-        self.plan, self.network, self.around, self.freeze_at = plan, network, around, freeze_at
-        self.optimizer = _make_optimizer(network, around.config.weight_decay, step_lr_scale)
+        self.plan, self.network, self.around, self.quant, self.teacher = plan, network, around, quant, teacher
+        self.optimizer = make_optimizer(network, around.config.weight_decay, quant)
         self.progress = Progress(plan.name, finished_stages=list(finished))
         if has_checkpoint(around.last_folder):
             last = load_checkpoint(around.last_folder)
@@ -129,12 +130,22 @@ class StageRunner:
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         self.optimizer.zero_grad(set_to_none=True)
         exact = self.progress.epoch >= self.plan.epochs - self.plan.float32_epochs
+        if isinstance(self.network, QuantNetwork):
+            steps = self.around.config.steps_per_epoch
+            self.network.before_step((self.progress.epoch * steps + self.progress.step) / (self.plan.epochs * steps))
         with torch.autocast(self.around.device.type, torch.bfloat16, enabled=self.around.bfloat16 and not exact):
             logits = self.network(images)
+            taught = None if self.teacher is None else self.teacher(images)
         loss = segmentation_loss(logits, labels)
+        if taught is not None and self.quant is not None:
+            loss = loss + self.quant.distillation * distillation_loss(logits, taught)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        if isinstance(self.network, QuantNetwork):
+            self.network.after_backward()
         self.optimizer.step()
+        if isinstance(self.network, QuantNetwork):
+            self.network.after_step()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ConfigError(
@@ -188,21 +199,9 @@ class StageRunner:
     def _freeze_steps(self) -> None:
         """Late flips of a power-of-two step change a whole channel at once, with too little time left to recover."""
         if (
-            self.freeze_at is not None
+            self.quant is not None
             and isinstance(self.network, QuantNetwork)
-            and self.progress.epoch >= self.freeze_at * self.plan.epochs
+            and self.progress.epoch >= self.quant.freeze_exponents_at * self.plan.epochs
         ):
             for parameter in self.network.step_parameters():
                 parameter.requires_grad_(False)
-
-
-def _make_optimizer(network: nn.Module, weight_decay: float, step_lr_scale: float) -> torch.optim.Optimizer:
-    """AdamW; learned steps have a rate of their own and no decay, which would pull every step towards one."""
-    if isinstance(network, QuantNetwork):
-        groups = [
-            {"params": list(network.layer_weights()), "scale": 1.0},
-            {"params": list(network.step_parameters()), "scale": step_lr_scale, "weight_decay": 0.0},
-        ]
-    else:
-        groups = [{"params": list(network.parameters()), "scale": 1.0}]
-    return torch.optim.AdamW(groups, lr=1e-3, weight_decay=weight_decay)

@@ -13,7 +13,7 @@ from medquant.models.unet import UNet, UNetOptions
 from medquant.quant.capture import capture
 from medquant.quant.fold import simplify
 from medquant.quant.formats import TensorFormat
-from medquant.quant.graph import BatchNorm, ConvGeometry, Convolution, Graph, Input
+from medquant.quant.graph import BatchNorm, ConvGeometry, Convolution, Graph, Input, NormParameters
 from medquant.quant.lower import lower
 from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
@@ -210,12 +210,14 @@ def test_json_holds_the_keys_of_eval() -> None:
     assert sum(row["weight_bytes"] for row in document["layers"]) == 18 + 18
 
 
-def test_batch_norm_must_be_folded_first() -> None:
+def test_batch_norm_that_is_kept_is_weighed_in_float() -> None:
     graph = two_convolutions()
-    plan = resolve_plan(graph, 4, 6, 8)
-    norm = BatchNorm("norm", ("second",), torch.ones(1), torch.zeros(1))
-    with pytest.raises(ConfigError, match=r"norm: batch norm .*simplify"):
-        weigh_plan(Graph((*graph.operations, norm), "norm"), plan, 39, 4, (1, 1, 8, 8))
+    one = torch.ones(1)
+    norm = BatchNorm("norm", ("second",), one, one, NormParameters(one, one, one, one, 1e-5))
+    graph = Graph((*graph.operations, norm), "norm")
+    row = weigh_plan(graph, resolve_plan(graph, 4, 6, 8), 39, 4, (1, 1, 8, 8)).rows[-1]
+    # Gain and offset of one channel, 4 bytes each.
+    assert (row.name, row.weight_bits, row.weight_bytes, row.bias_bytes) == ("norm", 32, 4, 4)
 
 
 def test_an_image_of_another_kind_is_refused() -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from medquant.errors import ConfigError, unknown_name
 from medquant.quant.methods.base import Method
-from medquant.quant.methods.fixed_point import FIXED_POINT
+from medquant.quant.methods.fixed_point import FixedPoint
+from medquant.quant.methods.learned_step import LearnedStep
 
-METHODS: dict[str, Method] = {method.name: method for method in (FIXED_POINT,)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (FixedPoint, LearnedStep)}
 
 
-def get_method(name: str) -> Method:
+def get_method(name: str, options: Mapping[str, object] | None = None) -> Method:
     """The method of this name.
 
+    Args:
+        name: as registered.
+        options: values of ``quant.options``; what is not given has the method's default.
+
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: there is no such method (the message lists those there are), or no such option.
     """
     if name not in METHODS:
         raise ConfigError(unknown_name("quantization method", name, METHODS))
-    return METHODS[name]
+    return METHODS[name](options)

@@ -12,16 +12,23 @@ from torch import Tensor, nn
 from medquant.quant.calibration import search_activation_format, search_weight_exponents
 from medquant.quant.fake_quantize import fake_quantize_activation, fake_quantize_weight, quantize_weight
 from medquant.quant.formats import TensorFormat
-from medquant.quant.methods.base import ActivationQuantizer, Method, WeightQuantizer
+from medquant.quant.methods.base import (
+    ActivationQuantizer,
+    ActivationSite,
+    IntegerActivationQuantizer,
+    IntegerWeightQuantizer,
+    Method,
+    WeightQuantizer,
+    WeightSite,
+)
 
 
-class FixedPointWeight(WeightQuantizer):
+class FixedPointWeight(IntegerWeightQuantizer):
     """Two's complement integers (one bit: the sign) times ``2**round(log2_step[c])``."""
 
-    def __init__(self, weight_shape: tuple[int, ...], channel_axis: int | None, bits: int) -> None:
-        super().__init__(weight_shape, channel_axis, bits)
-        shape = [length if axis == channel_axis else 1 for axis, length in enumerate(weight_shape)]
-        self.log2_step = nn.Parameter(torch.zeros(shape))
+    def __init__(self, site: WeightSite) -> None:
+        super().__init__(site)
+        self.log2_step = nn.Parameter(torch.zeros(self.per_channel_shape()))
 
     def initialise(self, weight: Tensor) -> None:
         """Exponents of least squared error."""
@@ -42,7 +49,7 @@ class FixedPointWeight(WeightQuantizer):
         return quantize_weight(weight.detach(), step, self.bits).long(), self.exponents()
 
 
-class FixedPointActivation(ActivationQuantizer):
+class FixedPointActivation(IntegerActivationQuantizer):
     """Unsigned integers with a zero point that is fixed at calibration, times ``2**round(log2_step)``."""
 
     zero_point: Tensor
@@ -79,10 +86,16 @@ class FixedPointActivation(ActivationQuantizer):
         self._zero_point = int(self.zero_point)
 
 
-FIXED_POINT = Method(
-    name="fixed_point",
-    summary="learned power-of-two steps, per output channel for weights, per tensor for activations; exact integers",
-    exact=True,
-    weight=FixedPointWeight,
-    activation=FixedPointActivation,
-)
+class FixedPoint(Method):
+    """Learned power-of-two steps."""
+
+    name = "fixed_point"
+    summary = "learned power-of-two steps, per output channel for weights, per tensor for activations; exact integers"
+
+    def weight(self, site: WeightSite) -> WeightQuantizer:
+        """One exponent for each output channel."""
+        return FixedPointWeight(site)
+
+    def activation(self, site: ActivationSite) -> ActivationQuantizer:
+        """One exponent and one zero point."""
+        return FixedPointActivation()

@@ -67,6 +67,7 @@ class QuantNetwork(nn.Module):
         self._add_activation_quantizers()
         self._last_reader = _last_readers(graph)
         self._observed: dict[str, list[Tensor]] | None = None
+        self.controller.prepare(self)
 
     # --- construction -------------------------------------------------------------------------------------------
 
@@ -124,11 +125,11 @@ class QuantNetwork(nn.Module):
         module = self.activation_quantizers[key] if key in self.activation_quantizers else None
         return module if isinstance(module, ActivationQuantizer) else None
 
-    def layer_parameters(self, name: str) -> tuple[Tensor, Tensor]:
-        """Latent weight and bias of a convolution, as the controller wants them seen outside training."""
+    def layer_parameters(self, name: str, in_training: bool = False) -> tuple[Tensor, Tensor]:
+        """Latent weight and bias of a convolution; but for training, as the method wants them evaluated."""
         key = _key(name)
         weight, bias = self.weights[key], self.biases[key]
-        if self.training:
+        if in_training:
             return weight, bias
         return self.controller.evaluated(f"weights/{key}", weight), self.controller.evaluated(f"biases/{key}", bias)
 
@@ -266,7 +267,7 @@ class QuantNetwork(nn.Module):
         return quantized.float() if quantized.dtype == torch.float64 else quantized
 
     def _convolve(self, operation: Convolution, x: Tensor, exponents: dict[str, int]) -> Tensor:
-        weight, bias = self.layer_parameters(operation.name)
+        weight, bias = self.layer_parameters(operation.name, self.training)
         quantizer = None if self._observed is not None else self.weight_quantizer(operation.name)
         reads = self.activation_quantizer(operation.inputs[0])
         if quantizer is not None:

@@ -139,6 +139,9 @@ class Controller(nn.Module):
     Every part is optional; this class does nothing.
     """
 
+    def prepare(self, network: QuantNetwork) -> None:
+        """Once, when the network is built: the place for buffers that have its shapes."""
+
     def before_step(self, network: QuantNetwork, done: float) -> None:
         """Before the forward pass; ``done`` is the share of quantized training that lies behind, in [0, 1)."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medquant.errors import ConfigError
+from medquant.quant.calibration import thin_out
 from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
 from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat, float32_adds_exactly
@@ -33,7 +34,6 @@ from medquant.quant.sharing import find_sharing
 _MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVG_POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _LINEAR = {2: "bilinear", 3: "trilinear"}
-_OBSERVED_PER_BATCH = 65536
 
 
 class QuantNetwork(nn.Module):
@@ -384,6 +384,4 @@ def _last_readers(graph: Graph) -> dict[str, str]:
 
 
 def _observe(observed: dict[str, list[Tensor]], name: str, x: Tensor) -> None:
-    flat = x.detach().float().reshape(-1)
-    stride = max(1, flat.numel() // _OBSERVED_PER_BATCH)
-    observed.setdefault(name, []).append(flat[::stride].clone())
+    observed.setdefault(name, []).append(thin_out(x))

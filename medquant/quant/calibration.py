@@ -18,8 +18,16 @@ follows its mean magnitude, which can lie far below its largest weight."""
 ACTIVATION_CANDIDATES = 10
 """Exponents tried for an activation; more than for weights, because a few large values must not cost all the others a bit."""
 
+_OBSERVED_PER_BATCH = 65536
+
 _SMALLEST = 2.0**-20
 """Weights below this are as good as zero: a grid this fine would put the bias beyond 32 bits."""
+
+
+def thin_out(x: Tensor) -> Tensor:
+    """A tensor's values, flat, float32, evenly thinned to fewer than 131,072: what calibration keeps of a batch."""
+    flat = x.detach().float().reshape(-1)
+    return flat[:: max(1, flat.numel() // _OBSERVED_PER_BATCH)].clone()
 
 
 def search_weight_exponents(weight: Tensor, channel_axis: int | None, bits: int) -> Tensor:

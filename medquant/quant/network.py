@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medquant.errors import ConfigError
+from medquant.quant.calibration import thin_out
 from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
 from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat, float32_adds_exactly
@@ -33,7 +34,6 @@ from medquant.quant.sharing import find_sharing
 _MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVG_POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _LINEAR = {2: "bilinear", 3: "trilinear"}
-_OBSERVED_PER_BATCH = 65536
 
 
 class QuantNetwork(nn.Module):
@@ -82,7 +82,8 @@ class QuantNetwork(nn.Module):
             geometry = operation.geometry
             single = operation.name == self.graph.output or (geometry.transposed and geometry.groups > 1)
             axis = None if single else geometry.channel_axis
-            site = WeightSite(operation.name, tuple(operation.weight.shape), axis, int(layer.weight_bits or 0), geometry.channel_axis)
+            shape, bits = tuple(operation.weight.shape), int(layer.weight_bits or 0)
+            site = WeightSite(operation.name, shape, axis, bits, geometry.channel_axis, layer.activation_bits)
             self.weight_quantizers[key] = self.method.weight(site)
 
     def _add_activation_quantizers(self) -> None:
@@ -100,7 +101,8 @@ class QuantNetwork(nn.Module):
                     "give all of them activation bits, or all of them 32"
                 )
             is_image = all(isinstance(self.graph[site], Input) for site in sites)
-            quantizer = self.method.activation(ActivationSite(group, is_image, group in self.sharing.signed))
+            widths = tuple(sorted({int(self._activation_bits(site) or 0) for site in quantized}))
+            quantizer = self.method.activation(ActivationSite(group, is_image, group in self.sharing.signed, widths))
             if is_image:
                 # The image's values do not change while the network learns, and the gradient with respect to a
                 # one-channel image costs as much as several other layers: its step stays as calibrated.
@@ -193,9 +195,13 @@ class QuantNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the graph; outside training the average of as many passes as the method asks for."""
-        passes = 1 if self.training or self._observed is not None else self.controller.evaluation_passes()
+        if self.training or self._observed is not None:
+            return self._pass(x)
+        passes = self.controller.evaluation_passes()
+        self.controller.before_pass(self, 0)
         logits = self._pass(x)
-        for _ in range(passes - 1):
+        for index in range(1, passes):
+            self.controller.before_pass(self, index)
             logits = logits + self._pass(x)
         return logits if passes == 1 else logits / passes
 
@@ -271,14 +277,15 @@ class QuantNetwork(nn.Module):
         quantizer = None if self._observed is not None else self.weight_quantizer(operation.name)
         reads = self.activation_quantizer(operation.inputs[0])
         if quantizer is not None:
-            weight = quantizer(weight)
+            weight, bias = quantizer(weight), quantizer.bias(bias)
             if isinstance(quantizer, IntegerWeightQuantizer) and isinstance(reads, IntegerActivationQuantizer):
                 exponent = exponents[self.sharing.group_of(operation.inputs[0])]
                 grid = torch.exp2(-(quantizer.exponents() + exponent).float())
                 bias = round_to_grid(bias, _per_channel(grid, operation))
                 if not self.training and self._is_wide(operation, weight, bias, grid, exponents):
                     x, weight, bias = x.double(), weight.double(), bias.double()
-        return convolve(x, weight, bias, operation.geometry)
+        sums = convolve(x, weight, bias, operation.geometry)
+        return sums if quantizer is None else quantizer.sums(sums)
 
     def _is_wide(self, operation: Convolution, weight: Tensor, bias: Tensor, grid: Tensor, exponents: dict[str, int]) -> bool:
         """Whether some accumulator could reach 2**24, judged from the actual integers."""
@@ -378,6 +385,4 @@ def _last_readers(graph: Graph) -> dict[str, str]:
 
 
 def _observe(observed: dict[str, list[Tensor]], name: str, x: Tensor) -> None:
-    flat = x.detach().float().reshape(-1)
-    stride = max(1, flat.numel() // _OBSERVED_PER_BATCH)
-    observed.setdefault(name, []).append(flat[::stride].clone())
+    observed.setdefault(name, []).append(thin_out(x))

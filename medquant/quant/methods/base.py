@@ -35,6 +35,7 @@ class WeightSite:
         channel_axis: axis with a scale for each entry, or None for one scale for the whole weight.
         bits: 1 to 8.
         output_axis: axis that runs over output channels; unlike ``channel_axis`` never None.
+        written_bits: width of what the layer writes, 1 to 8, 32 for float, None for the accumulators of the last layer.
     """
 
     name: str
@@ -42,6 +43,7 @@ class WeightSite:
     channel_axis: int | None
     bits: int
     output_axis: int = 0
+    written_bits: int | None = None
 
     @property
     def fan_in(self) -> int:
@@ -62,11 +64,13 @@ class ActivationSite:
         name: the group's name, that of its first tensor.
         is_image: whether it is the image and nothing else.
         signed: whether some of its tensors hold negative values.
+        widths: the widths of its tensors, each once, ascending.
     """
 
     name: str
     is_image: bool
     signed: bool
+    widths: tuple[int, ...] = ()
 
 
 class WeightQuantizer(nn.Module, ABC):
@@ -88,6 +92,14 @@ class WeightQuantizer(nn.Module, ABC):
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as the quantized layer uses it, same shape, differentiable."""
+
+    def bias(self, bias: Tensor) -> Tensor:
+        """The layer's bias as it is added, (O,), differentiable; on the accumulators' grid an exact network rounds it afterwards."""
+        return bias
+
+    def sums(self, sums: Tensor) -> Tensor:
+        """What the layer's weighted sums, (N, O, *S), become before anything else; an exact method leaves them as they are."""
+        return sums
 
     def per_channel_shape(self) -> list[int]:
         """Shape of a tensor with one entry for each scale, broadcastable to the weight."""
@@ -158,6 +170,9 @@ class Controller(nn.Module):
     def evaluation_passes(self) -> int:
         """How many forward passes an evaluation averages."""
         return 1
+
+    def before_pass(self, network: QuantNetwork, index: int) -> None:
+        """Outside training, before forward pass ``index`` of those that are averaged; the place to choose its random numbers."""
 
 
 class NoOptions(Section):

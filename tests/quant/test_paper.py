@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medquant.config.bits import parse_rules
 from medquant.errors import ConfigError
@@ -269,3 +269,19 @@ def test_a_warm_start_is_empty_at_few_bits_and_the_uniform_start_is_not() -> Non
         quantizer, weight = network.weight_quantizer("dec2.conv2"), dict(network.named_weights())["dec2.conv2"]
         assert quantizer is not None
         assert (float(quantizer(weight.detach()).abs().max()) == 0.0) is empty
+
+
+class Plain(nn.Sequential):
+    """Four convolutions, of which the one named may halve the resolution."""
+
+    def __init__(self, strided: int | None) -> None:
+        super().__init__(*(nn.Conv2d(1, 1, 3, padding=1, stride=2 if index == strided else 1) for index in range(4)))
+
+
+@pytest.mark.parametrize(
+    ("strided", "floats"), [(None, {"0", "1", "3"}), (0, {"0", "3"}), (1, {"0", "3"}), (2, {"0", "1", "3"}), (3, {"0", "1", "3"})]
+)
+def test_first_block_of_other_networks(strided: int | None, floats: set[str]) -> None:
+    graph = simplify(capture(Plain(strided).eval(), torch.zeros(1, 1, 8, 8)), keep_batch_norm=True)
+    plan = resolve_plan(graph, 4, 6, 8, (), get_method("paper").default_bits)
+    assert {layer.name for layer in plan.layers if layer.weight_bits == 32} == floats

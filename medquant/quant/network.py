@@ -95,7 +95,8 @@ class QuantNetwork(nn.Module):
             if not quantized:
                 continue
             floats = [site for site in sites if self.plan[site].activation_bits == FLOAT_BITS]
-            if floats:
+            # Without an integer program to come there is nothing for the joined integers to agree on.
+            if floats and self.method.exact:
                 raise ConfigError(
                     f"{', '.join(floats)} write float and {', '.join(quantized)} integers, but they meet in a concatenation; "
                     "give all of them activation bits, or all of them 32"

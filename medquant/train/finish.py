@@ -227,7 +227,7 @@ def weigh_session(session: TrainingSession, cases: Sequence[PreparedCase]) -> Le
         return replace(ledger, model_file_bytes=run.model.stat().st_size, process_peak_bytes=peak)
     graph, plan = plan_network(session.config, session.network, session.inputs)
     files = sum(file.stat().st_size for file in run.best.glob("*.safetensors"))
-    return replace(weigh_plan(graph, plan, parameters, wbits, shape), model_file_bytes=files)
+    return replace(weigh_plan(graph, session.method.stored(plan), parameters, wbits, shape), model_file_bytes=files)
 
 
 def _process_peak(session: TrainingSession, shape: tuple[int, ...]) -> int | None:

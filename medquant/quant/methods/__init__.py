@@ -9,8 +9,10 @@ from medquant.quant.methods.base import Method
 from medquant.quant.methods.binary import Binary
 from medquant.quant.methods.fixed_point import FixedPoint
 from medquant.quant.methods.learned_step import LearnedStep
+from medquant.quant.methods.paper import Paper
+from medquant.quant.methods.ternary import Ternary
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Binary, FixedPoint, LearnedStep)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Binary, FixedPoint, LearnedStep, Paper, Ternary)}
 
 
 def get_method(name: str, options: Mapping[str, object] | None = None) -> Method:

@@ -196,10 +196,10 @@ class Method(ABC):
     options: Section
     options_type: ClassVar[type[Section]] = NoOptions
     """Fields of ``quant.options``, each with a description."""
-    weight_bits: ClassVar[frozenset[int]] = ALL_BITS
-    """Widths of weights it can serve; 32 (float) is always possible."""
-    activation_bits: ClassVar[frozenset[int]] = ALL_BITS
-    """Widths of activations it can serve; 32 (float) is always possible."""
+    weight_bits: frozenset[int] = ALL_BITS
+    """Widths of weights it can serve, which may depend on options; 32 (float) is always possible."""
+    activation_bits: frozenset[int] = ALL_BITS
+    """Widths of activations likewise."""
     learns: ClassVar[bool] = True
     """False for methods that calibrate a trained float network and train nothing."""
 
@@ -237,6 +237,10 @@ class Method(ABC):
         if bits not in (None, FLOAT_BITS) and bits not in known:
             can = ", ".join(map(str, sorted(known)))
             raise ConfigError(f"{layer.name}: method {self.name} has {what} of {can} or 32 bits; found {bits}; change bits or method")
+
+    def stored(self, plan: QuantPlan) -> QuantPlan:
+        """The plan with the widths values need in memory, where a method's bits are not all of them (a sign not counted)."""
+        return plan
 
     @abstractmethod
     def weight(self, site: WeightSite) -> WeightQuantizer:

@@ -38,6 +38,9 @@ _ALL = ((8, 8), (4, 6), (2, 4), (1, 4))
 _LOW = ((4, 6), (2, 4), (1, 4))
 _PAPER = ((8, 8), (4, 6), (2, 4))
 
+_EXACT_TERNARY = tuple(f"quant.options.{option}" for option in ("scale=power_of_two", "batch_norm=folded", "edges=quantized"))
+_SCRATCH = ("train.warm_fraction=0", "train.float_twin=false", "train.quant_lr=1e-3")
+
 # What fits a method is named by its paper: binary weights go with real or binary activations, ternary ones with its own tanh.
 ROWS: tuple[Row, ...] = (
     *_grid("fixed_point", "fixed_point", _ALL),
@@ -46,9 +49,12 @@ ROWS: tuple[Row, ...] = (
     *_grid("fixed_point-frozen", "fixed_point", _LOW, "quant.options.freeze_above=0.02"),
     *_grid("lsq", "learned_step", _ALL),
     *_grid("lsq_plus", "learned_step", _PAPER, "quant.options.variant=lsq_plus"),
+    # As printed, from U(-1, 1): after the warm start of the others, and from the beginning over all epochs, as the paper trained.
     *_grid("paper", "paper", _PAPER),
-    *_grid("paper-saturate", "paper", ((4, 6), (2, 4)), "quant.options.overflow=saturate"),
-    *_grid("paper-power_of_two", "paper", ((4, 6), (2, 4)), "quant.options.quantizer=power_of_two"),
+    *_grid("paper-scratch", "paper", ((4, 6), (2, 4)), *_SCRATCH),
+    *_grid("paper-warm", "paper", _PAPER, "quant.options.init=warm"),
+    *_grid("paper-scaled", "paper", ((4, 6), (2, 4)), "quant.options.init=warm", "quant.options.activation_scale=auto"),
+    *_grid("paper-power_of_two", "paper", ((4, 6), (2, 4)), "quant.options.init=warm", "quant.options.quantizer=power_of_two"),
     *_grid("dynamic_fixed_point", "dynamic_fixed_point", _PAPER),
     *_grid("uniform", "uniform", _PAPER),
     *_grid("binary", "binary", ((1, 32), (1, 8))),
@@ -56,6 +62,7 @@ ROWS: tuple[Row, ...] = (
     *_grid("bnn", "binary", ((1, 1),)),
     *_grid("ternary", "ternary", ((2, 2),)),
     *_grid("twn", "ternary", ((2, 8),), "quant.options.activation=fixed_point"),
+    *_grid("twn-exact", "ternary", ((2, 4),), "quant.options.activation=fixed_point", *_EXACT_TERNARY),
 )
 
 
@@ -82,7 +89,8 @@ def train(row: Row, folder: Path, data: Path, seed: int, settings: list[str], tw
     else:
         command += ["--data", str(data), "--wbits", str(row.wbits), "--abits", str(row.abits), "--method", row.method, "--seed", str(seed)]
         command += [part for setting in (*settings, *row.settings) for part in ("-o", setting)]
-        command += [] if twin is None else ["-o", f"train.twin_from={twin}"]
+        alone = twin is None or "train.float_twin=false" in row.settings
+        command += [] if alone else ["-o", f"train.twin_from={twin}"]
     print(row.name, file=sys.stderr, flush=True)
     ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     if ended.returncode:
@@ -140,7 +148,8 @@ def to_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = [row["name"]]
         for name in classes:
-            lost = (row["difference"] or {}).get(name)
+            # A run without a twin of its own stands beside the float run of the same part.
+            lost = None if row is rows[0] else (row["difference"] or {}).get(name, row["dice"][name] - rows[0]["dice"][name])
             cells += [f"{100 * row['dice'][name]:.2f}", "" if lost is None else f"{100 * lost:+.2f}"]
         cells += [f"{row['metrics'][name]:.4f}" for name in metrics]
         cells += [f"{row['parameter_bytes'] / 1024:.1f} KiB", f"{row['activation_peak_bytes'] / 2**20:.2f} MiB"]

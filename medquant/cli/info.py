@@ -29,4 +29,4 @@ def info(as_json: JsonOption = False, quiet: QuietOption = False, verbose: Verbo
     lines = [f"medquant {medquant.__version__}"]
     for kind, entries in found.items():
         lines += ["", kind, *(f"  {name:<12} {text}" for name, text in entries.items())]
-    voice.result("\n".join(lines), {"version": medquant.__version__, **found})
+    voice.result(lines, {"version": medquant.__version__, **found})

@@ -100,14 +100,19 @@ def plan_tiles(
     smallest = tuple(min(reach.step * math.ceil(each / reach.step), length) for each, length in zip(reach.margin, whole, strict=True))
     if not is_asked:
         return TilePlan(smallest, reach.margin, 1)
+    return _narrower(whole, reach, takes, room_bytes, besides_bytes)
+
+
+def _narrower(whole: tuple[int, ...], reach: Reach, takes: Callable[[Sequence[int]], int], room_bytes: int, besides_bytes: int) -> TilePlan:
+    """Tiles whose margins are cut to half, to a quarter .. of what the network sees, or the refusal, which says what would be enough."""
     least = min(takes(_shown(whole, core, reach.margin)) for core in _cores(whole, reach.step))
     for halvings in (1, 2, 3, 4):
-        narrow = Reach(tuple(reach.step * (each // reach.step >> halvings) for each in reach.margin), reach.step)
-        wide_enough = [core for core in _cores(whole, reach.step) if min(_shown(whole, core, narrow.margin)) >= min(_LEAST_SIDE, *whole)]
-        costs = [takes(_shown(whole, core, narrow.margin)) for core in wide_enough]
-        narrower = next((core for core, cost in zip(wide_enough, costs, strict=True) if cost <= room_bytes), None)
-        if narrower is not None:
-            return TilePlan(narrower, narrow.margin, 1, exact=False)
+        margin = tuple(reach.step * (each // reach.step >> halvings) for each in reach.margin)
+        wide_enough = [core for core in _cores(whole, reach.step) if min(_shown(whole, core, margin)) >= min(_LEAST_SIDE, *whole)]
+        costs = [takes(_shown(whole, core, margin)) for core in wide_enough]
+        fitting = next((core for core, cost in zip(wide_enough, costs, strict=True) if cost <= room_bytes), None)
+        if fitting is not None:
+            return TilePlan(fitting, margin, 1, exact=False)
         least = min(least, *costs)
     # What mask, slices and weights take was known before; all of it together is what the user can give.
     needed = math.ceil((least + besides_bytes) / 1e6)

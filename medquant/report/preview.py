@@ -50,7 +50,7 @@ def write_preview(path: Path, prepared: PreparedCase, mask: LabelArray, classes:
     turned = _turned(prepared.case.image, grid)
     spacing = [prepared.case.image.spacing_mm[axis] for axis in grid.axes]
     shown = {k: tuple(_as_shown(array[:, :, k], turned) for array in (image, drawn)) for k in chosen}
-    zoom = zoom_box(np.any([labels > 0 for _, labels in shown.values()], axis=0), spacing[0] / spacing[1])
+    zoom = zoom_box(np.any([labels != 0 for _, labels in shown.values()], axis=0), spacing[0] / spacing[1])
     limits = _window(prepared, [pixels for pixels, _ in shown.values()])
     figure, panels = _panels(len(chosen), zoom is not None, min(1.8, max(0.5, drawn.shape[1] * spacing[1] / (drawn.shape[0] * spacing[0]))))
     for (ax, closer), (k, (pixels, labels)) in zip(panels, shown.items(), strict=False):

@@ -34,7 +34,7 @@ def info(as_json: JsonOption = False, quiet: QuietOption = False, verbose: Verbo
     for kind, entries in found.items():
         lines += ["", kind]
         for name, text in entries.items():
-            lines.append(f"  {name:<12} {text}")
+            lines.append(f"  {name:<19} {text}")
             if kind == "methods":
                 lines += [f"      quant.options.{key}={value[0]}  {value[1]}" for key, value in options[name].items()]
-    voice.result("\n".join(lines), {"version": medquant.__version__, **found, "method_options": options})
+    voice.result(lines, {"version": medquant.__version__, **found, "method_options": options})

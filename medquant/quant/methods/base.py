@@ -207,7 +207,7 @@ class Method(ABC):
         try:
             self.options = self.options_type.model_validate(dict(options or {}))
         except ValidationError as error:
-            raise ConfigError("\n".join(describe_options(error, self.name, self.options_type))) from error
+            raise ConfigError(*describe_options(error, self.name, self.options_type)) from error
 
     @property
     def exact(self) -> bool:

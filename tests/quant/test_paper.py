@@ -163,10 +163,12 @@ def test_a_sign_that_is_counted_needs_a_second_bit() -> None:
     get_method("paper").check(QuantPlan((LayerPlan("layer", "conv 3×3", 1, 1),)))
 
 
-@pytest.mark.parametrize("scale", [3.0, 0.0, -2.0, "automatic"])
+@pytest.mark.parametrize("scale", [3.0, 0.0, -2.0, 3, True, math.inf, "automatic"])
 def test_scale_is_a_power_of_two(scale: float | str) -> None:
-    with pytest.raises(ConfigError, match=r"quant\.options"):
+    with pytest.raises(ConfigError, match=rf"^quant\.options\.activation_scale must be a power of two, or auto; found {scale}$"):
         get_method("paper", {"activation_scale": scale})
+    for known in (0.25, 1, 64, "auto"):
+        get_method("paper", {"activation_scale": known})
 
 
 def test_activation_scale_moves_the_dead_zone_and_is_saved() -> None:

@@ -64,10 +64,12 @@ class PaperOptions(Section):
         default=1.0, description="power of two that activations are multiplied by before, and divided by after; auto: of least error"
     )
 
-    @field_validator("activation_scale")
+    @field_validator("activation_scale", mode="before")
     @classmethod
-    def _is_power_of_two(cls, value: float | str) -> float | str:
-        if isinstance(value, float) and (value <= 0 or math.frexp(value)[0] != 0.5):
+    def _is_power_of_two(cls, value: object) -> object:
+        number = value if isinstance(value, float | int) and not isinstance(value, bool) else 0.0
+        # frexp's mantissa of a power of two is one half; of nothing else.
+        if value != "auto" and math.frexp(number)[0] != 0.5:
             raise ValueError(f"activation_scale must be a power of two, or auto; found {value}")
         return value
 

@@ -83,7 +83,7 @@ def parse_rules(texts: Iterable[str]) -> tuple[BitRule, ...]:
         except UsageError as error:
             mistakes.append(str(error))
     if mistakes:
-        raise UsageError("\n".join(mistakes))
+        raise UsageError(*mistakes)
     return tuple(rules)
 
 
@@ -103,7 +103,7 @@ def resolve(rules: Sequence[BitRule], layer_names: Sequence[str], defaults: Mapp
     """
     idle = [rule for rule in rules if not any(rule.matches(name) for name in layer_names)]
     if idle:
-        raise UsageError("\n".join(_matches_nothing(rule, layer_names) for rule in idle))
+        raise UsageError(*(_matches_nothing(rule, layer_names) for rule in idle))
     resolved: dict[str, tuple[int, int]] = {}
     for name in layer_names:
         weight, activation = defaults[name]

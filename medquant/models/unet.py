@@ -64,7 +64,7 @@ class UNetOptions:
         if not 0 <= self.dropout < 1:
             mistakes.append(f"model.dropout must be at least 0 and below 1, found {self.dropout}")
         if mistakes:
-            raise ConfigError("\n".join(mistakes))
+            raise ConfigError(*mistakes)
 
 
 class DoubleConv(nn.Module):

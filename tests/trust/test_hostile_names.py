@@ -36,7 +36,7 @@ def test_a_browser_runs_nothing() -> None:
 @pytest.mark.parametrize("name", ["\x1b[2J", "\x9b31m", "\u202egnp.exe", "a\rb", "\x07"])
 def test_a_terminal_obeys_nothing(capsys: pytest.CaptureFixture[str], name: str) -> None:
     voice = Voice()
-    voice.say(f"reading {name}\tück\nnext")
+    voice.say(f"reading {name}\tück", "next")
     voice.result(f"read {name}", {})
     said = capsys.readouterr()
     assert name not in said.out + said.err

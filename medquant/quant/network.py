@@ -6,7 +6,7 @@ of two, and float32 sums such integers exactly below 2**24; a layer whose accumu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -127,10 +127,14 @@ class QuantNetwork(nn.Module):
     def layer_parameters(self, name: str) -> tuple[Tensor, Tensor]:
         """Latent weight and bias of a convolution, as the controller wants them seen outside training."""
         key = _key(name)
-        weight, bias = self.weights[key], self.biases[key]
+        weight, bias = self.parameters_of(name)
         if self.training:
             return weight, bias
         return self.controller.evaluated(f"weights/{key}", weight), self.controller.evaluated(f"biases/{key}", bias)
+
+    def parameters_of(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """Latent weight and bias of a convolution themselves, for corrections that change them in place."""
+        return self.weights[_key(name)], self.biases[_key(name)]
 
     def tensor_format(self, tensor: str, exponents: dict[str, int] | None = None) -> TensorFormat | None:
         """The format a tensor is stored in: the widest of the sites it holds, None where it is not quantized."""
@@ -208,6 +212,32 @@ class QuantNetwork(nn.Module):
                 if self._last_reader[source] == operation.name:
                     values.pop(source, None)  # an operation may read one tensor twice
         return values[self.graph.output]
+
+    def walk(self, images: Sequence[Tensor], visit: Callable[[Convolution, list[Tensor]], list[Tensor]], quantized: bool = True) -> None:
+        """Run all images side by side, one operation at a time.
+
+        Args:
+            images: each (N, C, *S).
+            visit: sees what each convolution computes for every image, before rectifier and quantizer, and returns what goes on.
+            quantized: False runs the float network over the same latent weights.
+        """
+        exponents, observed = self.exponents(), self._observed
+        values: list[dict[str, Tensor]] = [{} for _ in images]
+        self._observed = observed if quantized else {}
+        try:
+            for operation in self.graph:
+                if isinstance(operation, Convolution):
+                    outputs = visit(operation, [self._convolve(operation, held[operation.inputs[0]], exponents) for held in values])
+                    written = [self._write(operation, output, exponents, operation.relu) for output in outputs]
+                else:
+                    written = [self._run(operation, image, held, exponents) for image, held in zip(images, values, strict=True)]
+                for held, result in zip(values, written, strict=True):
+                    held[operation.name] = result
+                    for source in operation.inputs:
+                        if self._last_reader[source] == operation.name:
+                            held.pop(source, None)
+        finally:
+            self._observed = observed
 
     def _run(self, operation: Operation, image: Tensor, values: dict[str, Tensor], exponents: dict[str, int]) -> Tensor:
         inputs = [values[name] for name in operation.inputs]
@@ -303,8 +333,9 @@ class QuantNetwork(nn.Module):
         Raises:
             ConfigError: there is no batch, or the network is not finite on it.
         """
-        self._observed, was_training = {}, self.training
         images = list(batches)
+        self.method.before_calibration(self)
+        self._observed, was_training = {}, self.training
         # Batch norm that is kept must not learn from the images twice.
         self.eval()
         try:

@@ -8,8 +8,9 @@ from medquant.errors import ConfigError, unknown_name
 from medquant.quant.methods.base import Method
 from medquant.quant.methods.fixed_point import FixedPoint
 from medquant.quant.methods.learned_step import LearnedStep
+from medquant.quant.methods.uniform import Uniform
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (FixedPoint, LearnedStep)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (FixedPoint, LearnedStep, Uniform)}
 
 
 def get_method(name: str, options: Mapping[str, object] | None = None) -> Method:

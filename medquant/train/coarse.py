@@ -69,7 +69,7 @@ def coarse_config(config: Config, dataset: Dataset, split: Split, axis: SliceAxi
         "raters": "majority",
     }
     model = {"name": "unet", "dimensions": 2, "channels": _CHANNELS, "depth": _DEPTH, "dropout": 0.0}
-    quant = {"method": "fixed_point", "wbits": 8, "abits": 8, "edge_bits": 8, "layer_bits": ()}
+    quant = {"method": "fixed_point", "wbits": 8, "abits": 8, "edge_bits": 8, "layer_bits": (), "options": {}, "distillation": 0.0}
     train = {
         "epochs": _EPOCHS,
         "warm_fraction": 0.6,

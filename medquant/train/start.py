@@ -11,7 +11,7 @@ from medquant.config.load import load_config
 from medquant.config.schema import Config
 from medquant.data.opening import open_dataset
 from medquant.data.reading import ReadOptions
-from medquant.data.split import SplitRule, check_no_leak, make_split
+from medquant.data.split import Split, SplitRule, check_no_leak, make_split
 from medquant.data.stored import VOLUMES
 from medquant.data.volume import Dataset
 from medquant.errors import InputError, UsageError
@@ -82,9 +82,30 @@ def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Ca
     data = config.data
     split = make_split(dataset, SplitRule(_SPLIT_SEED, data.test_site, data.fold, data.folds))
     reporter.message(f"split: {split.rule}")
-    folder = request.out or _new_folder(config, dataset)
+    return new_session(config, dataset, split, RunPlace(request.out, request.command), reporter, stop_requested)
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a new run goes, None for a place below ``runs/``, and the command line it notes."""
+
+    folder: Path | None
+    command: str
+
+
+def new_session(
+    config: Config, dataset: Dataset, split: Split, place: RunPlace, reporter: Reporter, stop_requested: Callable[[], bool]
+) -> TrainingSession:
+    """A session in a new run folder; what it starts from is checked before the folder is made.
+
+    Raises:
+        UsageError: the folder exists.
+        ConfigError: mistakes in the configuration, or it does not go with what the run starts from.
+        CheckpointError: what it starts from is damaged, or was made with other data.
+    """
+    folder = place.folder or _new_folder(config, dataset)
     RunFolder.check_free(folder)
-    run = RunFolder(folder, start_document(config, dataset, split, request.command))
+    run = RunFolder(folder, start_document(config, dataset, split, place.command))
     session = TrainingSession(config, dataset, split, run, reporter, stop_requested)
     if config.train.twin_from is not None:
         session.twin_folders(Path(config.train.twin_from))
@@ -122,9 +143,7 @@ def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_req
     Raises:
         CheckpointError: the data are not those of the run.
     """
-    stored = run.document.get("data")
-    remembered = stored.get("path") if isinstance(stored, Mapping) else None
-    path = data_path if data_path is not None else remembered
+    path = data_path if data_path is not None else remembered_data(run)
     config = _with_known_cache(run.config)
     if data_path is None and path is not None and not Path(str(path)).exists():
         raise InputError(f"{run.path}: its data were at {path}, where nothing is now; say where they are with --data")
@@ -133,6 +152,13 @@ def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_req
     split = run.split
     check_no_leak(dataset, split)
     return TrainingSession(config, dataset, split, run, reporter, stop_requested)
+
+
+def remembered_data(run: RunFolder) -> str | None:
+    """Where the data of a run were, None for the built-in phantom."""
+    stored = run.document.get("data")
+    path = stored.get("path") if isinstance(stored, Mapping) else None
+    return None if path is None else str(path)
 
 
 def _with_known_cache(config: Config) -> Config:

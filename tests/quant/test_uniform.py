@@ -76,7 +76,7 @@ def test_min_max_activation_by_hand() -> None:
     for low in np.linspace(-3, 0, 13):
         for high in np.linspace(0.01, 3, 13):
             exponent, zero_point = holding_activation_format((float(low), float(high)), 3)
-            assert 0 <= zero_point + round(low * 2.0**exponent)
+            assert zero_point + round(low * 2.0**exponent) >= 0
             assert zero_point + round(high * 2.0**exponent) <= 7
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from medquant.deploy.bitpacking import packed_size_bytes
 from medquant.errors import ConfigError
 from medquant.quant.formats import FLOAT_BITS
-from medquant.quant.graph import BatchNorm, Convolution, Graph, Operation
+from medquant.quant.graph import BatchNorm, Convolution, FloatOperation, Graph, Linear, Operation
 from medquant.quant.plan import QuantPlan
 from medquant.quant.program import ConvolutionNode, IntegerProgram, Node
 from medquant.quant.shapes import Shape, infer_shapes
@@ -170,7 +170,9 @@ def _graph_step(operation: Operation, plan: QuantPlan, sharing: Sharing) -> _Ste
     # A tensor that only holds moved integers is as wide as the widest it may hold.
     widths = [plan[site].activation_bits for site in sharing.sources[operation.name]]
     bits = None if None in widths else max(width for width in widths if width is not None)
-    if isinstance(operation, Convolution):
+    if isinstance(operation, FloatOperation):
+        return _Step(operation.name, operation.inputs, bits, plan[operation.name].weight_bits, operation.parameters)
+    if isinstance(operation, Convolution | Linear):
         weights = int(operation.weight.numel())
         return _Step(operation.name, operation.inputs, bits, plan[operation.name].weight_bits, weights, operation.out_channels)
     return _Step(operation.name, operation.inputs, bits)

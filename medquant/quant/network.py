@@ -16,8 +16,23 @@ from torch.utils.checkpoint import checkpoint
 from medquant.errors import ConfigError
 from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
+from medquant.quant.float_run import run_float
+from medquant.quant.float_tensors import FloatTensors
 from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat, float32_adds_exactly
-from medquant.quant.graph import Add, AvgPool, Concat, Convolution, Graph, Input, MaxPool, Operation, Relu, Upsample
+from medquant.quant.graph import (
+    Add,
+    AvgPool,
+    Concat,
+    Convolution,
+    FloatOperation,
+    Graph,
+    Input,
+    Linear,
+    MaxPool,
+    Operation,
+    Relu,
+    Upsample,
+)
 from medquant.quant.methods.base import ActivationQuantizer, Method, WeightQuantizer
 from medquant.quant.plan import QuantPlan
 from medquant.quant.sharing import find_sharing
@@ -51,6 +66,9 @@ class QuantNetwork(nn.Module):
         for operation in graph:
             if isinstance(operation, Convolution):
                 self._add_convolution(operation)
+            if isinstance(operation, Linear):
+                self._add_linear(operation)
+        self.float_tensors = FloatTensors(graph)
         self._add_activation_quantizers()
         self._last_reader = _last_readers(graph)
         self._observed: dict[str, list[Tensor]] | None = None
@@ -69,6 +87,14 @@ class QuantNetwork(nn.Module):
             single = operation.name == self.graph.output or (geometry.transposed and geometry.groups > 1)
             axis = None if single else geometry.channel_axis
             self.weight_quantizers[key] = self.method.weight(tuple(operation.weight.shape), axis, int(layer.weight_bits or 0))
+
+    def _add_linear(self, operation: Linear) -> None:
+        key, bits = _key(operation.name), self.plan[operation.name].weight_bits
+        self.weights[key] = nn.Parameter(operation.weight.detach().clone().float())
+        bias = torch.zeros(operation.out_channels) if operation.bias is None else operation.bias.detach().clone().float()
+        self.biases[key] = nn.Parameter(bias)
+        if bits not in (None, FLOAT_BITS):
+            self.weight_quantizers[key] = self.method.weight(tuple(operation.weight.shape), 0, int(bits or 0))
 
     def _add_activation_quantizers(self) -> None:
         members: dict[str, list[str]] = {}
@@ -137,9 +163,10 @@ class QuantNetwork(nn.Module):
             yield from (parameter for parameter in quantizers.parameters() if parameter.requires_grad)
 
     def layer_weights(self) -> Iterator[nn.Parameter]:
-        """Latent weights and biases."""
+        """Latent weights and biases, and what the float operations learn."""
         yield from self.weights.parameters()
         yield from self.biases.parameters()
+        yield from self.float_tensors.parameters()
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -180,7 +207,17 @@ class QuantNetwork(nn.Module):
             # backward pass: computing them again there costs little and saves about a tenth of a step's memory.
             again: Tensor = checkpoint(self._up_sample, operation, inputs[0], exponents, use_reentrant=False, preserve_rng_state=False)
             return again
+        if isinstance(operation, Linear):
+            return self._write(operation, self._multiply(operation, inputs[0]), exponents, relu=False)
+        if isinstance(operation, FloatOperation):
+            computed = run_float(operation, inputs, self.float_tensors.of(operation), image.shape[0])
+            return self._write(operation, computed, exponents, relu=False)
         raise ConfigError(f"{operation.name}: no way to run {type(operation).__name__}")
+
+    def _multiply(self, operation: Linear, x: Tensor) -> Tensor:
+        weight, bias = self.layer_parameters(operation.name)
+        quantizer = None if self._observed is not None else self.weight_quantizer(operation.name)
+        return F.linear(x, weight if quantizer is None else quantizer(weight), bias)
 
     def _sum(self, operation: Add, inputs: list[Tensor], exponents: dict[str, int]) -> Tensor:
         first, second = (exponents.get(self.sharing.group_of(name), 0) for name in operation.inputs)
@@ -260,7 +297,7 @@ class QuantNetwork(nn.Module):
             quantizer = self.activation_quantizer(group)
             if quantizer is not None:
                 quantizer.initialise(self._group_samples(group, observed), group in self.sharing.signed)
-        for name in [operation.name for operation in self.graph if isinstance(operation, Convolution)]:
+        for name in [operation.name for operation in self.graph if isinstance(operation, Convolution | Linear)]:
             weight_quantizer = self.weight_quantizer(name)
             if weight_quantizer is not None:
                 weight_quantizer.initialise(self.layer_parameters(name)[0])

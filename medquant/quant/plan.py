@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from medquant.config.bits import BitRule, resolve
 from medquant.errors import ConfigError, UsageError
 from medquant.quant.formats import FLOAT_BITS
-from medquant.quant.graph import Add, AvgPool, Convolution, Graph, Input, Operation, Upsample
+from medquant.quant.graph import Add, AvgPool, Convolution, FloatOperation, Graph, Input, Linear, Operation, Upsample
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def writes_new_values(operation: Operation) -> bool:
     """Whether an operation computes values that need a quantizer; pooling by maximum, copies and joins only move integers."""
     if isinstance(operation, Upsample):
         return operation.mode == "linear"
-    return isinstance(operation, Input | Convolution | Add | AvgPool)
+    return isinstance(operation, Input | Convolution | Add | AvgPool | Linear | FloatOperation)
 
 
 def resolve_plan(graph: Graph, wbits: int, abits: int, edge_bits: int, rules: Sequence[BitRule] = ()) -> QuantPlan:
@@ -94,6 +94,8 @@ def resolve_plan(graph: Graph, wbits: int, abits: int, edge_bits: int, rules: Se
     for site in sites:
         weight = edge_bits if site.name in edges and wbits != FLOAT_BITS else wbits
         activation = edge_bits if isinstance(site, Input) and abits != FLOAT_BITS else abits
+        if isinstance(site, FloatOperation | Linear):
+            activation = FLOAT_BITS
         defaults[site.name] = (weight, activation)
     resolved = resolve(rules, [site.name for site in sites], defaults)
     layers = []
@@ -107,7 +109,10 @@ def resolve_plan(graph: Graph, wbits: int, abits: int, edge_bits: int, rules: Se
 def _refuse_idle_weights(rules: Sequence[BitRule], sites: Sequence[Operation]) -> None:
     for rule in rules:
         matched = [site for site in sites if rule.matches(site.name)]
-        if rule.weight_bits is not None and matched and not any(isinstance(site, Convolution) for site in matched):
+        if matched and all(isinstance(site, FloatOperation) for site in matched):
+            names = ", ".join(site.name for site in matched)
+            raise UsageError(f"bit rule {rule.text!r} matches {names} only, which has no integer form and stays float; leave it out")
+        if rule.weight_bits is not None and matched and not any(isinstance(site, Convolution | Linear) for site in matched):
             names = ", ".join(site.name for site in matched)
             raise UsageError(f"bit rule {rule.text!r} gives weight bits to {names}, which has no weights; write '{rule.pattern}=/A'")
 
@@ -138,6 +143,11 @@ def _note(site: Operation, edges: dict[str, str], bits: tuple[int, int], default
 
 def _layer(site: Operation, bits: tuple[int, int], note: str, is_last: bool) -> LayerPlan:
     weight_bits, activation_bits = bits
+    if isinstance(site, FloatOperation):
+        return LayerPlan(site.name, site.kind, FLOAT_BITS if site.parameters else None, FLOAT_BITS, site.parameters, note=site.reason)
+    if isinstance(site, Linear):
+        note = "float: reads and writes real values" + (f"; {note}" if note else "")
+        return LayerPlan(site.name, "linear", weight_bits, FLOAT_BITS, site.weight.numel(), site.out_channels, note)
     # Accumulators are compared as they are, so the last convolution writes no quantized tensor.
     written = None if is_last and isinstance(site, Convolution) else activation_bits
     if not isinstance(site, Convolution):

@@ -21,12 +21,12 @@ def info(as_json: JsonOption = False, quiet: QuietOption = False, verbose: Verbo
     voice = Voice(as_json, quiet, verbose)
     found: dict[str, dict[str, str]] = {
         "methods": {name: method.summary for name, method in METHODS.items()},
-        "networks": {name: (network.__doc__ or "").splitlines()[0] for name, network in MODELS.items()},
+        "networks": {name: network.describe() for name, network in MODELS.items()},
         "engines": {name: engine.info.summary for name, engine in ENGINES.items()},
         "datasets": {reader.name: reader.layout for reader in DATASETS},
         "metrics": dict(METRICS),
     }
     lines = [f"medquant {medquant.__version__}"]
     for kind, entries in found.items():
-        lines += ["", kind, *(f"  {name:<12} {text}" for name, text in entries.items())]
+        lines += ["", kind, *(f"  {name:<14} {text}" for name, text in entries.items())]
     voice.result("\n".join(lines), {"version": medquant.__version__, **found})

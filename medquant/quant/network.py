@@ -16,8 +16,24 @@ from torch.utils.checkpoint import checkpoint
 from medquant.errors import ConfigError
 from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
+from medquant.quant.float_run import run_float
+from medquant.quant.float_tensors import FloatTensors
 from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat, float32_adds_exactly
-from medquant.quant.graph import Add, AvgPool, BatchNorm, Concat, Convolution, Graph, Input, MaxPool, Operation, Relu, Upsample
+from medquant.quant.graph import (
+    Add,
+    AvgPool,
+    BatchNorm,
+    Concat,
+    Convolution,
+    FloatOperation,
+    Graph,
+    Input,
+    Linear,
+    MaxPool,
+    Operation,
+    Relu,
+    Upsample,
+)
 from medquant.quant.methods.base import (
     ActivationQuantizer,
     ActivationSite,
@@ -64,6 +80,9 @@ class QuantNetwork(nn.Module):
                 self._add_convolution(operation)
             elif isinstance(operation, BatchNorm):
                 self.norms[_key(operation.name)] = _live_norm(operation)
+            if isinstance(operation, Linear):
+                self._add_linear(operation)
+        self.float_tensors = FloatTensors(graph)
         self._add_activation_quantizers()
         self._last_reader = _last_readers(graph)
         self._observed: dict[str, list[Tensor]] | None = None
@@ -83,6 +102,14 @@ class QuantNetwork(nn.Module):
             axis = None if single else geometry.channel_axis
             site = WeightSite(operation.name, tuple(operation.weight.shape), axis, int(layer.weight_bits or 0), geometry.channel_axis)
             self.weight_quantizers[key] = self.method.weight(site)
+
+    def _add_linear(self, operation: Linear) -> None:
+        key, bits = _key(operation.name), self.plan[operation.name].weight_bits
+        self.weights[key] = nn.Parameter(operation.weight.detach().clone().float())
+        bias = torch.zeros(operation.out_channels) if operation.bias is None else operation.bias.detach().clone().float()
+        self.biases[key] = nn.Parameter(bias)
+        if bits not in (None, FLOAT_BITS):
+            self.weight_quantizers[key] = self.method.weight(WeightSite(operation.name, tuple(operation.weight.shape), 0, int(bits or 0)))
 
     def _add_activation_quantizers(self) -> None:
         members: dict[str, list[str]] = {}
@@ -164,11 +191,12 @@ class QuantNetwork(nn.Module):
         yield from self.weights.parameters()
         yield from self.biases.parameters()
         yield from self.norms.parameters()
+        yield from self.float_tensors.parameters()
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Latent weights by layer name."""
         for operation in self.graph:
-            if isinstance(operation, Convolution):
+            if isinstance(operation, Convolution | Linear):
                 yield operation.name, self.weights[_key(operation.name)]
 
     def weight_rates(self, optimizer: str) -> Iterator[tuple[nn.Parameter, float]]:
@@ -267,7 +295,17 @@ class QuantNetwork(nn.Module):
             # backward pass: computing them again there costs little and saves about a tenth of a step's memory.
             again: Tensor = checkpoint(self._up_sample, operation, inputs[0], exponents, use_reentrant=False, preserve_rng_state=False)
             return again
+        if isinstance(operation, Linear):
+            return self._write(operation, self._multiply(operation, inputs[0]), exponents, relu=False)
+        if isinstance(operation, FloatOperation):
+            computed = run_float(operation, inputs, self.float_tensors.of(operation), image.shape[0])
+            return self._write(operation, computed, exponents, relu=False)
         raise ConfigError(f"{operation.name}: no way to run {type(operation).__name__}")
+
+    def _multiply(self, operation: Linear, x: Tensor) -> Tensor:
+        weight, bias = self.layer_parameters(operation.name)
+        quantizer = None if self._observed is not None else self.weight_quantizer(operation.name)
+        return F.linear(x, weight if quantizer is None else quantizer(weight), bias)
 
     def _sum(self, operation: Add, inputs: list[Tensor], exponents: dict[str, int]) -> Tensor:
         first, second = (exponents.get(self.sharing.group_of(name), 0) for name in operation.inputs)
@@ -352,7 +390,7 @@ class QuantNetwork(nn.Module):
             quantizer = self.activation_quantizer(group)
             if quantizer is not None:
                 quantizer.initialise(self._group_samples(group, observed), group in self.sharing.signed)
-        for name in [operation.name for operation in self.graph if isinstance(operation, Convolution)]:
+        for name in [operation.name for operation in self.graph if isinstance(operation, Convolution | Linear)]:
             weight_quantizer = self.weight_quantizer(name)
             if weight_quantizer is not None:
                 with torch.no_grad():

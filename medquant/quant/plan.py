@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from medquant.config.bits import BitRule, resolve
 from medquant.errors import ConfigError, UsageError
 from medquant.quant.formats import FLOAT_BITS
-from medquant.quant.graph import Add, AvgPool, BatchNorm, Convolution, Graph, Input, Operation, Upsample
+from medquant.quant.graph import Add, AvgPool, BatchNorm, Convolution, FloatOperation, Graph, Input, Linear, Operation, Upsample
 
 DefaultBits = Callable[[Operation, Graph, tuple[int, int]], tuple[int, int]]
 """From a layer, its graph and the bits (weight, activation) it would have, to those it gets where no rule speaks of it."""
@@ -69,7 +69,7 @@ def writes_new_values(operation: Operation) -> bool:
     """Whether an operation computes values that need a quantizer; pooling by maximum, copies and joins only move integers."""
     if isinstance(operation, Upsample):
         return operation.mode == "linear"
-    return isinstance(operation, Input | Convolution | BatchNorm | Add | AvgPool)
+    return isinstance(operation, Input | Convolution | BatchNorm | Add | AvgPool | Linear | FloatOperation)
 
 
 def resolve_plan(
@@ -105,6 +105,8 @@ def resolve_plan(
             activation = FLOAT_BITS
         if isinstance(site, BatchNorm):
             weight = FLOAT_BITS
+        if isinstance(site, FloatOperation | Linear):
+            activation = FLOAT_BITS
         defaults[site.name] = (weight, activation) if default_bits is None else default_bits(site, graph, (weight, activation))
     resolved = resolve(rules, [site.name for site in sites], defaults)
     layers = []
@@ -118,7 +120,10 @@ def resolve_plan(
 def _refuse_idle_weights(rules: Sequence[BitRule], sites: Sequence[Operation]) -> None:
     for rule in rules:
         matched = [site for site in sites if rule.matches(site.name)]
-        if rule.weight_bits is not None and matched and not any(isinstance(site, Convolution) for site in matched):
+        if matched and all(isinstance(site, FloatOperation) for site in matched):
+            names = ", ".join(site.name for site in matched)
+            raise UsageError(f"bit rule {rule.text!r} matches {names} only, which has no integer form and stays float; leave it out")
+        if rule.weight_bits is not None and matched and not any(isinstance(site, Convolution | Linear) for site in matched):
             names = ", ".join(site.name for site in matched)
             raise UsageError(f"bit rule {rule.text!r} gives weight bits to {names}, which has no weights; write '{rule.pattern}=/A'")
 
@@ -160,6 +165,11 @@ def _note(
 
 def _layer(site: Operation, bits: tuple[int, int], note: str, is_last: bool) -> LayerPlan:
     weight_bits, activation_bits = bits
+    if isinstance(site, FloatOperation):
+        return LayerPlan(site.name, site.kind, FLOAT_BITS if site.parameters else None, FLOAT_BITS, site.parameters, note=site.reason)
+    if isinstance(site, Linear):
+        note = "float: reads and writes real values" + (f"; {note}" if note else "")
+        return LayerPlan(site.name, "linear", weight_bits, FLOAT_BITS, site.weight.numel(), site.out_channels, note)
     # Accumulators are compared as they are, so the last convolution writes no quantized tensor.
     written = None if is_last and isinstance(site, Convolution) else activation_bits
     if isinstance(site, BatchNorm):

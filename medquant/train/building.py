@@ -10,7 +10,7 @@ from torch import nn
 from medquant.config.bits import FLOAT_BITS, parse_rule
 from medquant.config.schema import Config
 from medquant.data.stored import ArrayCache
-from medquant.models import build_model
+from medquant.models import build_model, find_network, size_multiple
 from medquant.quant.capture import capture
 from medquant.quant.fold import simplify
 from medquant.quant.graph import Graph
@@ -28,11 +28,22 @@ def build_network(config: Config, inputs: int, outputs: int) -> nn.Module:
     """The float network of a configuration, for images of ``inputs`` channels.
 
     Raises:
-        ConfigError: an unknown network name.
+        ConfigError: an unknown network name, or an option the network does not offer.
     """
     model = config.model
     options = model.model_dump(exclude={"name"})
-    return build_model(model.name, in_channels=inputs, out_channels=outputs, **options)
+    return build_model(model.name, in_channels=inputs, out_channels=outputs, size=patch_size(config), **options)
+
+
+def patch_size(config: Config) -> tuple[int, ...]:
+    """Spatial size of a training patch: rows and columns, and slices where the network takes volumes."""
+    data = config.data
+    return data.patch_size if config.model.dimensions == 2 else (*data.patch_size, data.patch_slices)
+
+
+def only_size(config: Config) -> tuple[int, ...] | None:
+    """The one spatial size of images the configured network takes, None where any multiple of its size multiple will do."""
+    return patch_size(config) if find_network(config.model.name).one_size else None
 
 
 def configured_method(config: Config) -> Method:
@@ -49,11 +60,11 @@ def plan_network(config: Config, network: nn.Module, inputs: int) -> tuple[Graph
 
     Raises:
         UsageError: a layer rule matches nothing.
-        ConfigError: the network holds something that has no integer form.
+        ConfigError: the network holds something that cannot be copied.
     """
     parameter = next(network.parameters())
-    side = 2**config.model.depth
-    example = torch.zeros((2, inputs, *[side] * config.model.dimensions), device=parameter.device)
+    size = only_size(config) or (2 * size_multiple(config.model.depth),) * config.model.dimensions
+    example = torch.zeros((2, inputs, *size), device=parameter.device)
     quant, method = config.quant, configured_method(config)
     # A float network is planned and weighed as it runs, with batch norm folded.
     graph = simplify(capture(network, example), method.keeps_batch_norm and (quant.wbits, quant.abits) != (FLOAT_BITS, FLOAT_BITS))

@@ -56,6 +56,25 @@ def distillation_loss(logits: Tensor, taught: Tensor) -> Tensor:
     return divergence / voxels
 
 
+def supervised_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The loss of a network's output, or of several with deep supervision: weights 1, 1/2, 1/4, … over their sum, finest first.
+
+    Source: Isensee et al., nnU-Net, Nature Methods 2021, supplementary note on training.
+
+    Args:
+        outputs: (N, 1 or classes, *S), or (N, heads, 1 or classes, *S), every head at full size.
+        labels: class numbers, int64, (N, *S).
+
+    Returns:
+        A scalar in float32.
+    """
+    if outputs.dim() == labels.dim() + 1:
+        return segmentation_loss(outputs, labels)
+    heads = outputs.unbind(dim=1)
+    weighted = [0.5**level * segmentation_loss(head, labels) for level, head in enumerate(heads)]
+    return torch.stack(weighted).sum() / (2.0 - 0.5 ** (len(heads) - 1))
+
+
 def _soft_dice(probability: Tensor, target: Tensor) -> Tensor:
     """Soft Dice of each class over the whole batch, (N, C, *S) → (C,)."""
     axes = [axis for axis in range(probability.dim()) if axis != 1]

@@ -12,7 +12,7 @@ from medquant.errors import UsageError
 from medquant.evaluate.ledger import Ledger, weigh_plan
 from medquant.quant.network import QuantNetwork
 from medquant.quant.plan import QuantPlan
-from medquant.train.building import build_network, configured_method, outputs_for, plan_network
+from medquant.train.building import build_network, configured_method, outputs_for, patch_size, plan_network
 from medquant.train.run_folder import RunFolder, stored_config
 from medquant.train.start import TrainRequest, resolve_config
 
@@ -65,6 +65,5 @@ def _plan_config(config: Config, inputs: int, outputs: int) -> PlannedNetwork:
     graph, plan = plan_network(config, network, inputs)
     QuantNetwork(graph, plan, configured_method(config))  # refuses bits that do not go together
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    depth = () if config.model.dimensions == 2 else (config.data.patch_slices,)
-    shape = (1, inputs, *config.data.patch_size, *depth)
+    shape = (1, inputs, *patch_size(config))
     return PlannedNetwork(plan, weigh_plan(graph, plan, parameters, config.quant.wbits, shape))

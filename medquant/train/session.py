@@ -29,6 +29,7 @@ from medquant.deploy.engines import check_engine
 from medquant.deploy.packed import load_model as load_packed
 from medquant.errors import CheckpointError, ConfigError, InputError
 from medquant.evaluate.evaluation import mean_dice, select_cases
+from medquant.models import size_multiple
 from medquant.predict.float_predictor import FloatPredictor
 from medquant.predict.predictors import ProgramPredictor
 from medquant.predict.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
@@ -85,7 +86,7 @@ class TrainingSession:
         self.preparation = Preparation(self._make_normalisation(), self._grid_rule())
         self.warm_epochs = round(config.train.epochs * config.train.warm_fraction)
         self.network = self._place(build_network(config, self.inputs, outputs_for(len(dataset.info.classes))))
-        self.size_multiple = 2 ** (config.model.depth - 1)
+        self.size_multiple = size_multiple(config.model.depth)
         graph, self.plan = plan_network(config, self.network, self.inputs)
         QuantNetwork(graph, self.plan, self.method)  # bits that do not go together are refused now, not after the warm start
         self._check_epochs()

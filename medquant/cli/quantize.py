@@ -15,7 +15,7 @@ from medquant.cli.train import StopOnSignal
 
 @guarded
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run.")],
+    source: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="Finished run, MONAI bundle or nnU-Net result folder.")],
     data: Annotated[Path | None, typer.Option(help="Official download or dataset folder. [default: the run's own]")] = None,
     wbits: Annotated[int | None, typer.Option(help="Bits of weights: 1 to 8. [default: 8]")] = None,
     abits: Annotated[int | None, typer.Option(help="Bits of activations: 1 to 8. [default: 8]")] = None,

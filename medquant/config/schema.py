@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo, model_validator
 
 from medquant.config.bits import is_bits, parse_rule
 from medquant.errors import UsageError
@@ -125,6 +125,9 @@ class ModelConfig(Section):
         default="auto", description="rectifier; auto: relu, which is exact, where the network offers it; others stay float"
     )
     residual_units: int = Field(default=0, ge=0, le=4, description="residual units of a level (monai_unet), residual blocks (dynunet)")
+    arguments: dict[str, JsonValue] = Field(
+        default={}, description="of a network that was brought along (train.init), as its own maker wrote them; not for users to write"
+    )
     deep_supervision: bool = Field(default=False, description="also train the outputs of coarser levels in float training (dynunet)")
 
 
@@ -168,6 +171,9 @@ class TrainConfig(Section):
     channels_last: bool = Field(default=True, description="store tensors channels last, which is faster")
     float_twin: bool = Field(default=True, description="also finish the float network, for comparison")
     twin_from: Name | None = Field(default=None, description="run folder whose warm start and float twin are used instead of new ones")
+    init: Name | None = Field(
+        default=None, description="MONAI bundle or nnU-Net result folder whose network and weights take the place of the warm start"
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="processor threads; none: as many as torch takes"
     )

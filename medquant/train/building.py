@@ -10,7 +10,9 @@ from torch import nn
 from medquant.config.bits import FLOAT_BITS, parse_rule
 from medquant.config.schema import Config
 from medquant.data.stored import ArrayCache
+from medquant.errors import ConfigError
 from medquant.models import build_model, find_network, size_multiple
+from medquant.models.brought import brought_facts, build_brought, is_brought
 from medquant.quant.capture import capture
 from medquant.quant.fold import simplify
 from medquant.quant.graph import Graph
@@ -24,6 +26,18 @@ def outputs_for(classes: int) -> int:
     return 1 if classes == 2 else classes
 
 
+def configured_outputs(config: Config, classes: int) -> int:
+    """Outputs of the configured network; one that was brought along has its own number, two for two classes as well."""
+    model = config.model
+    return brought_facts(model.name, model.arguments).outputs if is_brought(model.name) else outputs_for(classes)
+
+
+def configured_size_multiple(config: Config) -> int:
+    """What every spatial axis of an image must be a multiple of."""
+    model = config.model
+    return brought_facts(model.name, model.arguments).size_multiple if is_brought(model.name) else size_multiple(model.depth)
+
+
 def build_network(config: Config, inputs: int, outputs: int) -> nn.Module:
     """The float network of a configuration, for images of ``inputs`` channels.
 
@@ -31,7 +45,11 @@ def build_network(config: Config, inputs: int, outputs: int) -> nn.Module:
         ConfigError: an unknown network name, or an option the network does not offer.
     """
     model = config.model
-    options = model.model_dump(exclude={"name"})
+    if is_brought(model.name):
+        return build_brought(model.name, model.arguments)
+    if model.arguments:
+        raise ConfigError(f"model.arguments belongs to networks that were brought along, not to {model.name}; leave it out")
+    options = model.model_dump(exclude={"name", "arguments"})
     return build_model(model.name, in_channels=inputs, out_channels=outputs, size=patch_size(config), **options)
 
 
@@ -43,7 +61,8 @@ def patch_size(config: Config) -> tuple[int, ...]:
 
 def only_size(config: Config) -> tuple[int, ...] | None:
     """The one spatial size of images the configured network takes, None where any multiple of its size multiple will do."""
-    return patch_size(config) if find_network(config.model.name).one_size else None
+    name = config.model.name
+    return patch_size(config) if not is_brought(name) and find_network(name).one_size else None
 
 
 def configured_method(config: Config) -> Method:
@@ -63,7 +82,7 @@ def plan_network(config: Config, network: nn.Module, inputs: int) -> tuple[Graph
         ConfigError: the network holds something that cannot be copied.
     """
     parameter = next(network.parameters())
-    size = only_size(config) or (2 * size_multiple(config.model.depth),) * config.model.dimensions
+    size = only_size(config) or (2 * configured_size_multiple(config),) * config.model.dimensions
     example = torch.zeros((2, inputs, *size), device=parameter.device)
     quant, method = config.quant, configured_method(config)
     # A float network is planned and weighed as it runs, with batch norm folded.

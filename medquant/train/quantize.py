@@ -13,11 +13,12 @@ from medquant.data.split import check_no_leak
 from medquant.errors import CheckpointError, InputError, UsageError
 from medquant.quant.formats import FLOAT_BITS
 from medquant.quant.methods import METHODS
+from medquant.train.bring import read_brought
 from medquant.train.building import configured_method
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RUN_NAME, RunFolder
 from medquant.train.session import TrainingSession
-from medquant.train.start import RunPlace, new_session, open_configured, remembered_data
+from medquant.train.start import RunPlace, TrainRequest, new_session, open_configured, remembered_data, resolve_config, start_training
 
 _BITS = 8
 """Width of weights and activations unless another is asked for: post-training quantization to fewer costs accuracy."""
@@ -33,8 +34,8 @@ class QuantizeRequest:
     """What was asked for.
 
     Args:
-        source: a finished run.
-        data: dataset folder, None for the run's own.
+        source: a finished run, or a network trained elsewhere: a MONAI bundle, an nnU-Net result folder.
+        data: dataset folder, None for the run's own (for a network trained elsewhere: the built-in phantom).
         overrides: ``key=value`` texts.
         options: dotted key → value of named options that were given.
         out: run folder, None for a new one below ``runs/``.
@@ -59,7 +60,7 @@ def start_quantizing(request: QuantizeRequest, reporter: Reporter, stop_requeste
         InputError: the data cannot be read.
     """
     if not (request.source / RUN_NAME).is_file():
-        raise CheckpointError(f"{request.source}: no run folder ({RUN_NAME} is missing); give the folder that medquant train wrote")
+        return _start_from_brought(request, reporter, stop_requested)
     source = RunFolder.open(request.source)
     if source.document.get("status") != "finished":
         raise UsageError(f"{request.source}: this run is not finished; end it first with medquant train --resume --out {request.source}")
@@ -77,6 +78,15 @@ def start_quantizing(request: QuantizeRequest, reporter: Reporter, stop_requeste
     session = new_session(config, dataset, split, RunPlace(request.out, request.command), reporter, stop_requested)
     _copy_coarse(source, session.run_folder)
     return session
+
+
+def _start_from_brought(request: QuantizeRequest, reporter: Reporter, stop_requested: Callable[[], bool]) -> TrainingSession:
+    read_brought(request.source)  # a folder that is neither run nor network is refused before any data are read
+    options = {"train.init": str(request.source), "data.path": None if request.data is None else str(request.data), **request.options}
+    command = TrainRequest(None, request.overrides, options, request.out, command=request.command, defaults=_DEFAULTS)
+    config, _ = resolve_config(command)
+    _check_method(config)
+    return start_training(command, reporter, stop_requested)
 
 
 def _config_for(source: Config, request: QuantizeRequest, path: str | None) -> Config:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     # Networks import their methods, and a method may correct biases.
     from medquant.quant.network import QuantNetwork
 
-_MOST_VOXELS = 2**19
-"""Voxels of images that are walked through the network side by side: one tensor of 64 channels of them is 128 MiB."""
+_MOST_VOXELS = 2**18
+"""Voxels of images that are walked through the network side by side: one tensor of 64 channels of them is 64 MiB."""
 
 
 def correct_biases(network: QuantNetwork, batches: Sequence[Tensor]) -> None:

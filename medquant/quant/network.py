@@ -242,7 +242,7 @@ class QuantNetwork(nn.Module):
         return values[self.graph.output]
 
     def walk(self, images: Sequence[Tensor], visit: Callable[[Convolution, list[Tensor]], list[Tensor]], quantized: bool = True) -> None:
-        """Run all images side by side, one operation at a time.
+        """Run all images side by side, one operation at a time; float32 throughout, so wide sums may miss their last bits.
 
         Args:
             images: each (N, C, *S).
@@ -255,7 +255,7 @@ class QuantNetwork(nn.Module):
         try:
             for operation in self.graph:
                 if isinstance(operation, Convolution):
-                    outputs = visit(operation, [self._convolve(operation, held[operation.inputs[0]], exponents) for held in values])
+                    outputs = visit(operation, [self._convolve(operation, held[operation.inputs[0]], exponents, False) for held in values])
                     written = [self._write(operation, output, exponents, operation.relu) for output in outputs]
                 else:
                     written = [self._run(operation, image, held, exponents) for image, held in zip(images, values, strict=True)]
@@ -333,7 +333,7 @@ class QuantNetwork(nn.Module):
         quantized: Tensor = quantizer(x, exponents.get(group, 0), bits, relu)
         return quantized.float() if quantized.dtype == torch.float64 else quantized
 
-    def _convolve(self, operation: Convolution, x: Tensor, exponents: dict[str, int]) -> Tensor:
+    def _convolve(self, operation: Convolution, x: Tensor, exponents: dict[str, int], exact: bool = True) -> Tensor:
         weight, bias = self.layer_parameters(operation.name)
         quantizer = None if self._observed is not None else self.weight_quantizer(operation.name)
         reads = self.activation_quantizer(operation.inputs[0])
@@ -343,7 +343,7 @@ class QuantNetwork(nn.Module):
                 exponent = exponents[self.sharing.group_of(operation.inputs[0])]
                 grid = torch.exp2(-(quantizer.exponents() + exponent).float())
                 bias = round_to_grid(bias, _per_channel(grid, operation))
-                if not self.training and self._is_wide(operation, weight, bias, grid, exponents):
+                if exact and not self.training and self._is_wide(operation, weight, bias, grid, exponents):
                     x, weight, bias = x.double(), weight.double(), bias.double()
         return convolve(x, weight, bias, operation.geometry)
 

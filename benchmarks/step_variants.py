@@ -62,6 +62,13 @@ VARIANTS = {
     "brevitas-integer": "brevitas as an integer program: 32-bit biases, quantized tensors passed along, one scale in a concatenation",
 }
 DEFAULT_VARIANTS = tuple(name for name in VARIANTS if name != "medquant-compiled")
+METHOD_PREFIX = "method:"
+"""Any method at any bits, e.g. ``method:binary:1/32`` or ``method:paper:4/6``."""
+
+
+def is_variant(name: str) -> bool:
+    """Whether a step of this name can be built."""
+    return name in VARIANTS or name.startswith(METHOD_PREFIX)
 
 
 def build_step(variant: str, setting: Setting, shape: Shape) -> Callable[[], None]:
@@ -75,12 +82,20 @@ def build_step(variant: str, setting: Setting, shape: Shape) -> Callable[[], Non
     image = torch.randn(shape.batch, 1, shape.size, shape.size).contiguous(memory_format=layout)
     target = (torch.rand(shape.batch, 1, shape.size, shape.size) > 0.5).float()
 
+    hooks = network if isinstance(network, QuantNetwork) else None
+
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
+        if hooks is not None:
+            hooks.before_step(0.5)
         with torch.autocast("cpu", torch.bfloat16, enabled=setting.bfloat16):
             logits: Tensor = run(image)
         F.binary_cross_entropy_with_logits(logits.float(), target).backward()
+        if hooks is not None:
+            hooks.after_backward()
         optimizer.step()
+        if hooks is not None:
+            hooks.after_step()
 
     return step
 
@@ -94,11 +109,24 @@ def _network(variant: str, shape: Shape) -> nn.Module:
         network.train()(sample)  # running statistics that are not the initial ones
     if variant == "float":
         return network
+    if variant.startswith(METHOD_PREFIX):
+        return _of_method(variant, network, sample)
     graph = simplify(capture(network, sample))
     if variant.startswith("brevitas"):
         return _brevitas(variant, options, graph)
     bits = (FLOAT_BITS, FLOAT_BITS) if variant == "float-folded" else (WEIGHT_BITS, ACTIVATION_BITS)
     quantized = QuantNetwork(graph, resolve_plan(graph, *bits, EDGE_BITS), get_method("fixed_point"))
+    quantized.calibrate([sample])
+    return quantized
+
+
+def _of_method(variant: str, network: nn.Module, sample: Tensor) -> nn.Module:
+    name, _, bits = variant.removeprefix(METHOD_PREFIX).partition(":")
+    weights, _, activations = (bits or f"{WEIGHT_BITS}/{ACTIVATION_BITS}").partition("/")
+    method = get_method(name)
+    graph = simplify(capture(network, sample), method.keeps_batch_norm)
+    plan = resolve_plan(graph, int(weights), int(activations), EDGE_BITS, default_bits=method.default_bits)
+    quantized = QuantNetwork(graph, plan, method)
     quantized.calibrate([sample])
     return quantized
 

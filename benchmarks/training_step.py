@@ -54,6 +54,10 @@ def _known(parser_name: str, asked: list[str] | None, known: Any, default: Any) 
     return names
 
 
+def _methods(asked: list[str] | None, prefix: str) -> list[str]:
+    return [name for name in asked or () if name.startswith(prefix)]
+
+
 def _processor() -> str:
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -98,10 +102,10 @@ def _measure_setting(setting: Any, variants: list[str], shape: Any, arguments: a
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from benchmarks.step_variants import DEFAULT_VARIANTS, SETTINGS, VARIANTS, Shape
+    from benchmarks.step_variants import DEFAULT_VARIANTS, METHOD_PREFIX, SETTINGS, VARIANTS, Shape
 
     settings = _known("--settings", arguments.settings, SETTINGS, SETTINGS)
-    variants = _known("--variants", arguments.variants, VARIANTS, DEFAULT_VARIANTS)
+    variants = _known("--variants", arguments.variants, [*VARIANTS, *_methods(arguments.variants, METHOD_PREFIX)], DEFAULT_VARIANTS)
     if _version("brevitas") == "not installed":
         variants = [name for name in variants if not name.startswith("brevitas")]
     torch.set_num_threads(arguments.threads)
@@ -116,7 +120,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "rounds": arguments.rounds,
         "shape": shape.as_dict(),
         "notes": list(NOTES),
-        "variants": {name: VARIANTS[name] for name in variants},
+        "variants": {name: VARIANTS.get(name, "a method of the registry at these bits") for name in variants},
         "settings": {name: _measure_setting(SETTINGS[name], variants, shape, arguments) for name in settings},
     }
 

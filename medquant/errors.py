@@ -10,9 +10,21 @@ from collections.abc import Iterable
 
 
 class MedquantError(Exception):
-    """Base of every error medquant raises on purpose; ``exit_code`` is what the command line returns."""
+    """Base of every error medquant raises on purpose; ``exit_code`` is what the command line returns.
+
+    Args:
+        lines: the message, line by line. A line break within one was not meant: it came with the name of a file, and is shown escaped.
+    """
 
     exit_code: int = 1
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The message, line by line."""
+        return tuple(str(line) for line in self.args)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 class UsageError(MedquantError):
@@ -61,6 +73,16 @@ class InterruptedRunError(MedquantError):
     """The user stopped the command; what was done so far is saved."""
 
     exit_code = 130
+
+
+def shortened(name: str, most: int = 60) -> str:
+    """A name as messages show it: of a long one the beginning and the end.
+
+    >>> shortened("organ"), shortened("abcdefghij", most=5)
+    ('organ', 'ab…ij')
+    """
+    kept = most - 1
+    return name if len(name) <= most else f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ def doctor(as_json: JsonOption = False, quiet: QuietOption = False, verbose: Ver
     lines = [f"{name:<14} {version}" for name, version in versions.items()]
     lines += ["", *(f"{name:<14} {value if value != [] else 'none'}" for name, value in machine.items()), ""]
     lines += [f"engine {result.name:<11} {result.verdict}" for result in engines]
-    voice.result("\n".join(lines), {"versions": versions, "machine": machine, "engines": [vars(result) for result in engines]})
+    voice.result(lines, {"versions": versions, "machine": machine, "engines": [vars(result) for result in engines]})
     wrong = [result.name for result in engines if result.works and result.differing]
     if wrong:
         raise EngineMismatchError(f"engine {', '.join(wrong)} differs from the reference on this machine; do not use it, and report this")

@@ -30,4 +30,4 @@ def export(
     for note in exported.notes:
         voice.say(f"note: {note}")
     lines = [f"{path}  {size} bytes" for path, size in exported.files.items()]
-    voice.result("\n".join(lines), {"files": {str(path): size for path, size in exported.files.items()}, "notes": list(exported.notes)})
+    voice.result(lines, {"files": {str(path): size for path, size in exported.files.items()}, "notes": list(exported.notes)})

@@ -26,7 +26,15 @@ def info(as_json: JsonOption = False, quiet: QuietOption = False, verbose: Verbo
         "datasets": {reader.name: reader.layout for reader in DATASETS},
         "metrics": dict(METRICS),
     }
+    options = {
+        name: {key: (field.default, field.description) for key, field in method.options_type.model_fields.items()}
+        for name, method in METHODS.items()
+    }
     lines = [f"medquant {medquant.__version__}"]
     for kind, entries in found.items():
-        lines += ["", kind, *(f"  {name:<14} {text}" for name, text in entries.items())]
-    voice.result("\n".join(lines), {"version": medquant.__version__, **found})
+        lines += ["", kind]
+        for name, text in entries.items():
+            lines.append(f"  {name:<19} {text}")
+            if kind == "methods":
+                lines += [f"      quant.options.{key}={value[0]}  {value[1]}" for key, value in options[name].items()]
+    voice.result(lines, {"version": medquant.__version__, **found, "method_options": options})

@@ -29,7 +29,7 @@ def inspect(
     found = inspect_path(path)
     width = max(len(key) for key in found)
     lines = [f"{key:<{width}}  {value if isinstance(value, str) else json.dumps(value)}" for key, value in found.items()]
-    voice.result("\n".join(lines), found)
+    voice.result(lines, found)
     refused = found.get("refused")
     if refused:
         raise InputError(str(refused))

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -33,17 +33,17 @@ class Voice:
     quiet: bool = False
     verbose: bool = False
 
-    def say(self, text: str) -> None:
-        """A line of information, on stderr."""
+    def say(self, *lines: str) -> None:
+        """Information, on stderr."""
         if not self.quiet:
-            print(_harmless(text), file=sys.stderr, flush=True)
+            print(_harmless(lines), file=sys.stderr, flush=True)
 
-    def result(self, text: str, document: Mapping[str, object]) -> None:
-        """The result, on stdout: the text, or the document where JSON is asked for."""
+    def result(self, text: str | list[str], document: Mapping[str, object]) -> None:
+        """The result, on stdout: the text (a table, or lines that may hold names of files), or the document where JSON is asked for."""
         if self.as_json:
             print(json.dumps(_plain({"schema": SCHEMA, **document}), indent=1, sort_keys=True, allow_nan=False))
         else:
-            print(_harmless(text))
+            print(_harmless(text.split("\n") if isinstance(text, str) else text))
 
 
 def _plain(value: object) -> object:
@@ -64,7 +64,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
             sys.stdout.flush()
         except MedquantError as error:
-            _complain(str(error), bool(kwargs.get("verbose")))
+            _complain(*error.lines, verbose=bool(kwargs.get("verbose")))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             _complain("stopped", verbose=False)
@@ -79,28 +79,31 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             _complain(
                 f"this command needs {error.name}, which is not installed here; install medquant with it, or use a machine that has it",
-                bool(kwargs.get("verbose")),
+                verbose=bool(kwargs.get("verbose")),
             )
             raise typer.Exit(UsageError.exit_code) from error
         except MemoryError as error:
-            _complain("out of memory; lower data.batch_size, data.patch_size or model.channels", bool(kwargs.get("verbose")))
+            _complain("out of memory; lower data.batch_size, data.patch_size or model.channels", verbose=bool(kwargs.get("verbose")))
             raise typer.Exit(1) from error
         except Exception as error:
             _complain(
-                f"internal error: {type(error).__name__}: {error}\nThis is a fault of medquant; run again with --verbose and report it.",
-                True,
+                f"internal error: {type(error).__name__}: {error}",
+                "This is a fault of medquant; run again with --verbose and report it.",
+                verbose=True,
             )
             raise typer.Exit(1) from error
 
     return run
 
 
-def _complain(text: str, verbose: bool) -> None:
+def _complain(*lines: str, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
-    print(f"medquant: {_harmless(text)}", file=sys.stderr, flush=True)
+    print(f"medquant: {_harmless(lines)}", file=sys.stderr, flush=True)
 
 
-def _harmless(text: str) -> str:
-    """Text a terminal shows and does not obey: names of files and of classes come from anywhere."""
-    return "".join(each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text)
+def _harmless(lines: Iterable[str]) -> str:
+    """Lines a terminal shows and does not obey, nor breaks: names of files and of classes come from anywhere."""
+    return "\n".join(
+        "".join(each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode() for each in line) for line in lines
+    )

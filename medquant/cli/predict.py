@@ -25,7 +25,9 @@ def predict(
         str | None, typer.Option("--format", help="For a folder: nifti, dicom-seg or tiff. [default: that of the scan]")
     ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Draw a picture of each mask beside it.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Of a folder: keep the masks that are finished.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Of a folder: keep the masks that are finished; with --overwrite, replace what is not known.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that exist.")] = False,
     max_memory: Annotated[
         str | None, typer.Option(help="Memory above the idle process, e.g. 500MB; tiles are cut to fit. [default: 700MB]")
@@ -41,6 +43,7 @@ def predict(
 
     Example: medquant predict model.mq scans/ masks/ --resume --preview
     """
+    from medquant.errors import shortened
     from medquant.predict.many_scans import PredictRequest
     from medquant.predict.many_scans import predict as run
     from medquant.predict.one_scan import PredictOptions
@@ -60,7 +63,9 @@ def predict(
     for result in report.results:
         if result.predicted is not None:
             classes = ", ".join(
-                f"{name} {report_of['ml']:.1f} ml" if report_of["ml"] is not None else f"{name} {report_of['voxels']} voxels"
+                f"{shortened(name)} {report_of['ml']:.1f} ml"
+                if report_of["ml"] is not None
+                else f"{shortened(name)} {report_of['voxels']} voxels"
                 for name, report_of in _foreground(result.predicted.to_json())
             )
             lines.append(f"{result.predicted.output}: {classes or 'empty'} ({result.predicted.engine}, {result.predicted.elapsed_s:.1f} s)")
@@ -70,7 +75,7 @@ def predict(
             lines.append(f"{result.name}: skipped")
     if len(report.results) > 1 or report.error is not None:
         lines.append(report.summary())
-    voice.result("\n".join(lines), report.to_json())
+    voice.result(lines, report.to_json())
     if report.error is not None:
         raise type(report.error)(f"{report.summary()}; the first: {report.error}")
 

@@ -61,7 +61,7 @@ def prepare(
             raise UsageError(f"--{', --'.join(given)} only goes with phantom, found dataset {dataset}; leave it out")
         done = _download(dataset, Path(raw), out, layout, raters, voice)
     document = {"dataset": done.dataset, "layout": done.layout, "cases": done.cases, "recognised": done.recognised, "out": str(out)}
-    voice.result(f"{done.recognised}\n{done.cases} labelled cases written to {out}/ ({done.layout})", document)
+    voice.result([done.recognised, f"{done.cases} labelled cases written to {out}/ ({done.layout})"], document)
 
 
 def _download(dataset: str, raw: Path, out: Path, layout: str | None, raters: str | None, voice: Voice) -> Prepared:

@@ -49,4 +49,4 @@ def report(
     document: dict[str, object] = {"rows": rows, "out": str(out)}
     if folds is not None:
         document["folds"] = folds
-    voice.result("\n".join([table.to_text(), f"written to {out}/"]), document)
+    voice.result([*table.to_text().split("\n"), f"written to {out}/"], document)

@@ -83,12 +83,12 @@ def train(
     try:
         session = start_training(TrainRequest(config, override or [], options, out, resume, command), progress, stop)
         if not session.plan.is_float:
-            voice.say(plan_table(session.plan).to_text())
+            voice.say(*plan_table(session.plan).to_text().split("\n"))
         voice.say(f"run folder: {session.run_folder.path}")
         session.run()
         finished = finish(session)
     finally:
         progress.close()
     folder = session.run_folder.path
-    lines = [scoreboard(finished.document).to_text(), f"run folder: {folder}", f"pictures:   {session.run_folder.pictures}/"]
-    voice.result("\n".join(lines), finished.document)
+    lines = [*scoreboard(finished.document).to_text().split("\n"), f"run folder: {folder}", f"pictures:   {session.run_folder.pictures}/"]
+    voice.result(lines, finished.document)

@@ -46,8 +46,8 @@ def load_config(
             # Every value is right by itself; what is left lies between keys.
             mistakes = [message for _, message in describe(error)]
     more = [f"and {len(mistakes) - _MOST_LISTED} more"] if len(mistakes) > _MOST_LISTED else []
-    listed = [f"{len(mistakes)} mistakes in the configuration:", *mistakes[:_MOST_LISTED], *more]
-    raise ConfigError(mistakes[0] if len(mistakes) == 1 else "\n  ".join(listed))
+    listed = [f"{len(mistakes)} mistakes in the configuration:", *(f"  {line}" for line in (*mistakes[:_MOST_LISTED], *more))]
+    raise ConfigError(*(mistakes if len(mistakes) == 1 else listed))
 
 
 def dump_config(config: Config) -> str:

@@ -28,7 +28,7 @@ TOP_KEYS: tuple[str, ...] = tuple(name for name in Config.model_fields if name n
 _LONGEST_SHOWN = 60
 
 # An option of the method; which there are only the method knows.
-_OPTION = re.compile(r"quant\.options\.[a-z][a-z0-9_]{0,63}")
+_OPTION = re.compile(r"quant\.options\.[A-Za-z][A-Za-z0-9_]{0,63}")
 
 # Error types of pydantic, each with what was expected; {…} are the limits pydantic reports.
 _EXPECTED = {

@@ -47,7 +47,7 @@ def inspect_path(path: Path) -> dict[str, object]:
     try:
         report.update(describe(path))
     except MedquantError as error:
-        report["refused"] = str(error)
+        report["refused"] = " ".join(error.lines)
     return report
 
 
@@ -90,7 +90,7 @@ def _describe_nifti(path: Path) -> dict[str, object]:
         read_nifti(path)
     except MedquantError as error:
         # Said at the end, beside whatever the file tells nevertheless.
-        refused = str(error)
+        refused = " ".join(error.lines)
     contents = read_nifti_fully(path)
     report = _describe_values(contents.values)
     report["dtype"] = contents.stored_type
@@ -146,7 +146,7 @@ def _describe_unknown_folder(path: Path) -> dict[str, object]:
     try:
         open_dataset(path)
     except MedquantError as error:
-        return {"contents": contents, "refused": str(error)}
+        return {"contents": contents, "refused": " ".join(error.lines)}
     return {"contents": contents}
 
 
@@ -163,7 +163,7 @@ def _describe_dicom(path: Path) -> dict[str, object]:
             volume = read_dicom_series(path, name=kind) if path.is_dir() else read_dicom_files([path], name=kind)
             report.update(_describe_values(volume.array))
         except MedquantError as error:
-            report["refused"] = str(error)
+            report["refused"] = " ".join(error.lines)
     return report
 
 

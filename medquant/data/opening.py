@@ -70,8 +70,8 @@ def _recognise(path: Path) -> DatasetReader:
         raise InputError(f"{path}: could be more than one dataset: {listed}. Name the one that is meant")
     layouts = "; ".join(f"{reader.name}: {reader.layout}" for reader in DATASETS)
     raise InputError(
-        f"{path}: no known dataset; found {describe_folder(path)}, expected {layouts}.\n"
-        "Give the folder that holds these files itself, or name the dataset to see what it misses."
+        f"{path}: no known dataset; found {describe_folder(path)}, expected {layouts}.",
+        "Give the folder that holds these files itself, or name the dataset to see what it misses.",
     )
 
 

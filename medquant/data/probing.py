@@ -49,7 +49,7 @@ def dicom_summary(path: Path, *, series: int | None = None) -> dict[str, object]
             report |= {"series_count": len(found.series), "ignored_files": found.ignored, "other_objects": found.other_kinds}
             report |= _describe(found, series, name)
         except MedquantError as error:
-            report["refused"] = str(error)
+            report["refused"] = " ".join(error.lines)
     return report
 
 
@@ -62,7 +62,7 @@ def _describe(found: FoundSeries, series: int | None, name: str) -> dict[str, ob
         report |= {"modality": chosen[0].modality, "slices": len(chosen)}
         report |= _describe_geometry(chosen, name)
     except MedquantError as error:
-        report["refused"] = str(error)
+        report["refused"] = " ".join(error.lines)
     return report
 
 

@@ -82,7 +82,52 @@ def let_go(array: NDArray[np.generic]) -> None:
             base.madvise(mmap.MADV_DONTNEED)
 
 
-class MappedVolume(Volume):
+class FileVolume(Volume):
+    """What volumes share whose voxels stay in a file: all but the voxels is known without opening it.
+
+    Args:
+        path: the file.
+        shape: ``(I, J, K)``.
+        dtype: number type.
+        affine: as in :class:`Volume`.
+        has_geometry: as in :class:`Volume`.
+    """
+
+    def __init__(
+        self, path: Path, shape: tuple[int, int, int], dtype: np.dtype[np.generic], affine: NDArray[np.float64], has_geometry: bool
+    ) -> None:
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "has_geometry", has_geometry)
+        self.__dict__.update(_path=path, _shape=shape, _dtype=dtype)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Array shape ``(I, J, K)``; the file is not opened."""
+        shape: tuple[int, int, int] = self.__dict__["_shape"]
+        return shape
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Number type of the voxels; the file is not opened."""
+        dtype: np.dtype[np.generic] = self.__dict__["_dtype"]
+        return dtype
+
+    @property
+    def sha256(self) -> str:
+        """``array_sha256`` of the voxels."""
+        return str(self.__dict__["_sha256"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.sha256 == other.sha256 and bool(np.array_equal(self.affine, other.affine))
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+
+class MappedVolume(FileVolume):
     """A volume whose voxels lie, plain and slice by slice, in a file that is mapped anew each time they are asked for.
 
     Args:
@@ -103,9 +148,8 @@ class MappedVolume(Volume):
         affine: NDArray[np.float64],
         has_geometry: bool,
     ) -> None:
-        object.__setattr__(self, "affine", affine)
-        object.__setattr__(self, "has_geometry", has_geometry)
-        self.__dict__.update(_path=path, _offset=offset_bytes, _shape=shape, _dtype=dtype)
+        super().__init__(path, shape, dtype, affine, has_geometry)
+        self.__dict__["_offset"] = offset_bytes
 
     @property
     def array(self) -> NDArray[np.generic]:
@@ -113,18 +157,6 @@ class MappedVolume(Volume):
         place = self.__dict__
         mapped: NDArray[np.generic] = np.memmap(place["_path"], dtype=self.dtype, mode="r", offset=place["_offset"], shape=self.shape[::-1])
         return np.asarray(mapped).transpose(2, 1, 0)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Array shape ``(I, J, K)``; the file is not opened."""
-        shape: tuple[int, int, int] = self.__dict__["_shape"]
-        return shape
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """Number type of the voxels; the file is not opened."""
-        dtype: np.dtype[np.generic] = self.__dict__["_dtype"]
-        return dtype
 
     @property
     def sha256(self) -> str:
@@ -138,15 +170,6 @@ class MappedVolume(Volume):
         for k in range(self.shape[2]):
             digest.update(np.ascontiguousarray(self.array[:, :, k].T, dtype=self.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
-
-    def __repr__(self) -> str:
-        return f"MappedVolume(shape={self.shape}, dtype={self.dtype})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, MappedVolume) and self.sha256 == other.sha256 and bool(np.array_equal(self.affine, other.affine))
-
-    def __hash__(self) -> int:
-        return hash(self.sha256)
 
 
 def _begun(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> hashlib._Hash:

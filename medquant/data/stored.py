@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from medquant.data.atomic import write_atomically
 from medquant.data.bounded import read_bounded
 from medquant.data.content import array_sha256
-from medquant.data.slabs import SliceSource, npy_sha256, write_npy_slices
+from medquant.data.slabs import FileVolume, SliceSource, npy_sha256, write_npy_slices
 from medquant.data.volume import Volume
 from medquant.errors import InputError, UsageError
 
@@ -40,7 +40,7 @@ _MAX_FACTS_BYTES = 16 * 1024**2
 _WRITTEN_SLICES = 32
 
 
-class StoredVolume(Volume):
+class StoredVolume(FileVolume):
     """A volume whose voxels stay in a file.
 
     ``array`` maps the file anew each time it is asked for, so that nothing of it stays in this process once the array is
@@ -64,9 +64,8 @@ class StoredVolume(Volume):
         has_geometry: bool,
         sha256: str,
     ) -> None:
-        object.__setattr__(self, "affine", affine)
-        object.__setattr__(self, "has_geometry", has_geometry)
-        self.__dict__.update(_path=path, _shape=shape, _dtype=dtype, sha256=sha256)
+        super().__init__(path, shape, dtype, affine, has_geometry)
+        self.__dict__["_sha256"] = sha256
 
     @property
     def array(self) -> NDArray[np.generic]:
@@ -86,23 +85,6 @@ class StoredVolume(Volume):
             raise UsageError(f"{path}: the cached array is {found}, expected {wanted}; delete the cache and start again")
         return np.asarray(mapped).transpose(2, 1, 0)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Array shape ``(I, J, K)``; the file is not opened."""
-        shape: tuple[int, int, int] = self.__dict__["_shape"]
-        return shape
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """Number type of the voxels; the file is not opened."""
-        dtype: np.dtype[np.generic] = self.__dict__["_dtype"]
-        return dtype
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the voxels, as :func:`medquant.data.content.array_sha256` gives it."""
-        return str(self.__dict__["sha256"])
-
     def verify(self) -> None:
         """Compare the voxels with their digest: a disk may have changed a bit since they were written.
 
@@ -114,15 +96,6 @@ class StoredVolume(Volume):
         _ = self.array
         if npy_sha256(path) != self.sha256:
             raise UsageError(f"{path}: the cached array is damaged, its SHA-256 is not the one noted; delete the cache and start again")
-
-    def __repr__(self) -> str:
-        return f"StoredVolume(shape={self.shape}, dtype={self.dtype})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StoredVolume) and self.sha256 == other.sha256 and bool(np.array_equal(self.affine, other.affine))
-
-    def __hash__(self) -> int:
-        return hash(self.sha256)
 
 
 class ArrayCache:

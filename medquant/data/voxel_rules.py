@@ -97,9 +97,7 @@ def refuse_bad_voxels(source: Path | str, found: BadVoxels) -> None:
     if found.count and found.count == found.total:
         raise InputError(f"{source}: found {found.describe()}, expected an image; nothing is left to repair, so make the image again")
     if found.count:
-        raise InputError(
-            f"{source}: found {found.describe()}, expected finite numbers; repair the image, or have them set to 0 (bad voxels: zero)"
-        )
+        raise InputError(f"{source}: found {found.describe()}, expected finite numbers; replace these voxels, or export the image again")
 
 
 def _parts(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:

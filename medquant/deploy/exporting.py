@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from medquant.data.atomic import write_atomically
-from medquant.data.prepared import Preparation
 from medquant.deploy.packed import PackedModel, load_model
 from medquant.errors import CheckpointError, UsageError
 
@@ -64,8 +63,6 @@ def export_model(source: Path, path: Path, overwrite: bool = False) -> Exported:
         raise UsageError(f"{path}: expected an ending of {', '.join(ENDINGS)} (packed, ONNX, OpenVINO)")
     model = find_model(source)
     packed = load_model(model)
-    # Rules that no scan can be prepared by go into no file.
-    Preparation.from_json(packed.metadata.preparation)
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: exists already; choose another name, or replace it with --overwrite")
     if path.suffix == ".mq":

@@ -53,6 +53,7 @@ from medquant.deploy.header import (
 from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.program_check import check_program
 from medquant.deploy.stored_nodes import StoredConvolution, store_node
+from medquant.deploy.stored_rules import check_rules
 from medquant.errors import CheckpointError, ConfigError, UsageError
 from medquant.quant.program import ConvolutionNode, IntegerProgram, Node, WeightArray
 
@@ -104,6 +105,7 @@ def save_model(path: Path, program: IntegerProgram, metadata: ModelMetadata, coa
     """
     try:
         _check_model(program, metadata)
+        check_rules(metadata, coarse is not None)
         entries, blocks = _tensors(program)
         nodes = tuple(store_node(node) for node in program)
         place = None
@@ -215,6 +217,7 @@ def _read(stream: BinaryIO, size: int, is_coarse: bool = False) -> PackedModel:
     _check_layout(header, data_start, size)
     arrays = {(entry.node, entry.role): _read_tensor(stream, entry, data_start) for entry in header.tensors}
     program = IntegerProgram(tuple(_restore(header, arrays)), header.output_exponents)
+    check_rules(header.metadata, header.coarse is not None)
     try:
         _check_model(program, header.metadata)
     except ConfigError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from medquant.errors import ConfigError
@@ -20,6 +22,7 @@ from medquant.quant.shapes import infer_shapes
 
 _ACCUMULATOR_LIMIT = 2**31
 _NOMINAL_LENGTH = 1024
+_TRIED_SIDES = tuple(2**power for power in range(11))
 
 
 def check_program(program: IntegerProgram, size_multiple: int) -> int:
@@ -50,6 +53,18 @@ def check_program(program: IntegerProgram, size_multiple: int) -> int:
     if program.output_exponents != expected:
         raise ConfigError(f"the output's exponents are {program.output_exponents}, expected {expected} from the last layer")
     return shapes[program.nodes[-1].name][1]
+
+
+def smallest_image(program: IntegerProgram) -> tuple[int, ...] | None:
+    """Shape (1, C, *S) of the smallest cube or square the program takes, sides being powers of two; None where it takes none."""
+    axes = program.dimensions if program.convolutions else 0
+    for side in _TRIED_SIDES if axes else ():
+        shape = (1, program.image.channels, *[side] * axes)
+        # A network that halves and doubles joins tensors of different sizes unless the sides are multiples of its stride.
+        with contextlib.suppress(ConfigError):
+            infer_shapes(program, shape)
+            return shape
+    return None
 
 
 def _check_order(program: IntegerProgram) -> None:

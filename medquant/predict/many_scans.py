@@ -24,7 +24,7 @@ from medquant.predict.masks import (
 from medquant.predict.model_case import OpenModel, open_model
 from medquant.predict.one_scan import Predicted, PredictOptions, predict_scan, preview_path
 from medquant.predict.reading import scan_sha256
-from medquant.predict.records import FILE_NAME, Record, Records, file_sha256
+from medquant.predict.records import FILE_NAME, Record, Records, file_sha256, only_writer
 from medquant.predict.scans import Scan, Scans, find_scans
 
 
@@ -38,7 +38,7 @@ class PredictRequest:
         out: the mask's file, or the folder for the masks of a folder.
         engine: engine name or ``auto``.
         mask_format: one of :data:`FORMATS`; None for what the ending of ``out`` says or, in a folder, the kind of the scan.
-        overwrite: replace masks that exist.
+        overwrite: replace masks that exist; with ``resume``, those alone that are not known to the folder's record.
         resume: keep finished masks of a folder.
         options: memory, checks and pictures.
     """
@@ -143,7 +143,8 @@ def predict(
     if not scans.is_folder:
         results = [_predict_single(request, model, scans.scans[0], *outputs[0], notify, progress)]
     else:
-        results = _predict_folder(request, model, scans, outputs, notify, progress)
+        with only_writer(request.out):
+            results = _predict_folder(request, model, scans, outputs, notify, progress)
     return PredictReport(request.model, packed.sha256, model.predictor.name, tuple(results))
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import medquant
 from medquant.data.volume import LabelArray, Volume
 from medquant.deploy.packed import PackedModel
-from medquant.errors import UsageError, unknown_name
+from medquant.errors import UsageError, shortened, unknown_name
 from medquant.predict.scans import Scan, ScanKind
 
 MaskFormat = Literal["nifti", "dicom-seg", "tiff"]
@@ -49,7 +49,8 @@ def format_of_file(path: Path, asked: MaskFormat | None) -> MaskFormat:
     found = next((each for each, ends in _ENDINGS.items() if path.name.lower().endswith(ends)), None)
     if found is None:
         listed = ", ".join(end for ends in _ENDINGS.values() for end in ends)
-        raise UsageError(f"{path}: expected an ending that says what to write: {listed}")
+        ended = f"found the ending {shortened(path.suffix)}" if path.suffix else "found no ending"
+        raise UsageError(f"{path}: {ended}, expected one that says what to write: {listed}; for example {path.stem or 'mask'}.nii.gz")
     if asked not in (None, found):
         raise UsageError(f"{path}: its ending means {found}, but --format {asked} was given; leave one of the two out")
     return found

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +14,14 @@ import numpy as np
 from medquant.data.prepared import PreparedCase
 from medquant.data.stored import ArrayCache
 from medquant.data.volume import Case, LabelArray
-from medquant.errors import UsageError
+from medquant.errors import UsageError, shortened
 from medquant.predict.fit import find_misfits
 from medquant.predict.masks import MaskFormat, class_numbers, write_mask, written_classes
 from medquant.predict.model_case import OpenModel
 from medquant.predict.predictors import ProgramPredictor
 from medquant.predict.reading import read_scan
 from medquant.predict.scans import Scan
+from medquant.predict.scratch import scratch_folder
 from medquant.predict.windows import SLICES_AT_ONCE, VALUES_AT_ONCE, predict_canvas
 from medquant.predict.working_set import program_bytes
 
@@ -124,33 +124,16 @@ def predict_scan(
         UsageError: the memory does not suffice, or a file cannot be written.
     """
     started = time.perf_counter()
-    warnings: list[str] = []
-    with _scratch_folder() as folder:
-        scratch = ArrayCache(Path(folder), remedy="set TMPDIR to a folder with more room")
-        read = read_scan(scan, len(model.packed.metadata.channels), scratch)
-        for misfit in find_misfits(model.packed.metadata, model.preparation, read.case, read.modality):
-            if not (options.allow_other_scans and misfit.can_be_allowed):
-                raise misfit.error
-            warnings.append(f"{misfit.error}; allowed")
-        if not model.packed.metadata.scan:
-            warnings.append(f"{scan.label}: the model file does not say what scans it was trained on; kind and spacing were not checked")
-        bound_memory(model, read.case, options.max_memory_bytes)
-        prepared = model.prepare(read.case, scratch, warnings.append)
+    with scratch_folder() as folder:
+        scratch = ArrayCache(folder, remedy="set TMPDIR to a folder with more room")
+        case, warnings = _read_fitting(model, scan, options, scratch)
+        bound_memory(model, case, options.max_memory_bytes)
+        prepared = model.prepare(case, scratch, warnings.append)
         mask = predict_mask(model, prepared, progress)
         counts = count_classes(mask)
-        warnings += _remarks(model, scan, counts, options)
-        picture = None if options.preview is None else preview_path(output)
-        if options.preview is not None and picture is not None:
-            options.preview(picture, prepared, mask, model.packed.metadata.classes)
-        try:
-            _write(output, note, lambda path: write_mask(path, mask_format, mask, read.case.image, scan, model.packed))
-        except BaseException:
-            # A picture of a mask that is not there.
-            if picture is not None:
-                with contextlib.suppress(OSError):
-                    picture.unlink(missing_ok=True)
-            raise
-    image = read.case.image
+        with _drawn(output, prepared, mask, model, options) as picture:
+            _write(output, note, lambda path: write_mask(path, mask_format, mask, case.image, scan, model.packed))
+    image = case.image
     return Predicted(
         output=output,
         shape=image.shape,
@@ -158,10 +141,40 @@ def predict_scan(
         voxel_ml=math.prod(image.spacing_mm) / 1000 if image.has_geometry else None,
         engine=model.predictor.name,
         elapsed_s=time.perf_counter() - started,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_remarks(model, scan, counts, options)),
         preview=picture,
         classes=written_classes(model.packed),
     )
+
+
+def _read_fitting(model: OpenModel, scan: Scan, options: PredictOptions, scratch: ArrayCache) -> tuple[Case, list[str]]:
+    """The scan, and what has to be said of it: in what it is not as the training scans were, where the user allows that."""
+    metadata = model.packed.metadata
+    read = read_scan(scan, len(metadata.channels), scratch)
+    warnings = []
+    for misfit in find_misfits(metadata, model.preparation, read.case, read.modality):
+        if not (options.allow_other_scans and misfit.can_be_allowed):
+            raise misfit.error
+        warnings.append(f"{misfit.error}; allowed")
+    if not metadata.scan:
+        warnings.append(f"{scan.label}: the model file does not say what scans it was trained on; kind and spacing were not checked")
+    return read.case, warnings
+
+
+@contextlib.contextmanager
+def _drawn(output: Path, prepared: PreparedCase, mask: LabelArray, model: OpenModel, options: PredictOptions) -> Iterator[Path | None]:
+    """Draw the mask's picture, where one is asked for; a picture of a mask that then cannot be written is taken away again."""
+    if options.preview is None:
+        yield None
+        return
+    picture = preview_path(output)
+    options.preview(picture, prepared, mask, model.packed.metadata.classes)
+    try:
+        yield picture
+    except BaseException:
+        with contextlib.suppress(OSError):
+            picture.unlink(missing_ok=True)
+        raise
 
 
 def predict_mask(model: OpenModel, prepared: PreparedCase, progress: Callable[[int, int], None] | None = None) -> LabelArray:
@@ -192,7 +205,7 @@ def bound_memory(model: OpenModel, case: Case, max_memory_bytes: int | None) -> 
     at_once = max(1, min(SLICES_AT_ONCE, VALUES_AT_ONCE // (pixels * channels)))
     taken += pixels * channels * (_SLICE_COPIES_BYTES + 2 * 4 * at_once)
     for network in networks:
-        network.bound(allowed - taken, is_asked=max_memory_bytes is not None)
+        network.bound(allowed - taken, max_memory_bytes is not None, taken)
 
 
 def count_classes(mask: LabelArray) -> dict[int, int]:
@@ -213,7 +226,7 @@ def preview_path(output: Path) -> Path:
 def _remarks(model: OpenModel, scan: Scan, counts: Mapping[int, int], options: PredictOptions) -> list[str]:
     remarks = []
     if set(counts) <= {0}:
-        names = ", ".join(name for number, name in model.packed.metadata.classes.items() if number != 0)
+        names = ", ".join(shortened(name) for number, name in model.packed.metadata.classes.items() if number != 0)
         remarks.append(f"{scan.label}: the mask is EMPTY, nothing was found of {names}")
     networks = [model.predictor, *([] if model.coarse is None else [model.coarse[0]])]
     if not all(network.is_exact for network in networks):
@@ -240,10 +253,3 @@ def _write(output: Path, note: Callable[[Path], None] | None, write: Callable[[P
         # Where even this cannot be done the error above says why.
         with contextlib.suppress(OSError):
             waiting.unlink(missing_ok=True)
-
-
-def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    try:
-        return tempfile.TemporaryDirectory(prefix="medquant-scan-")
-    except OSError as error:
-        raise UsageError(f"{tempfile.gettempdir()}: no folder for decoded scans can be made ({error.strerror}); set TMPDIR") from error

@@ -101,17 +101,19 @@ class ProgramPredictor(MaskPredictor):
             self.engine = self._split.body
         self._room_bytes: int | None = None
         self._is_asked = False
+        self._besides_bytes = 0
         self._plans: dict[tuple[int, ...], TilePlan] = {}
 
-    def bound(self, room_bytes: int, is_asked: bool = False) -> None:
+    def bound(self, room_bytes: int, is_asked: bool = False, besides_bytes: int = 0) -> None:
         """From now on, run images in tiles where the network would take more memory than this; the masks stay what they are.
 
         Args:
             room_bytes: what running the network may take.
             is_asked: keep to it by all means: with margins below the receptive field where nothing else fits (then masks differ,
                 and ``is_exact`` says so), or not at all. Otherwise the smallest exact tiles are taken, whatever they need.
+            besides_bytes: what other things than running the network take of the amount the user gave.
         """
-        self._room_bytes, self._is_asked = room_bytes, is_asked
+        self._room_bytes, self._is_asked, self._besides_bytes = room_bytes, is_asked, besides_bytes
         self._plans = {}
 
     @property
@@ -130,7 +132,9 @@ class ProgramPredictor(MaskPredictor):
             self._plans[size] = (
                 TilePlan(size, (0,) * len(size), together)
                 if self._room_bytes is None
-                else plan_tiles(self.program, self.size_multiple, size, self.name, self._room_bytes, together, self._is_asked)
+                else plan_tiles(
+                    self.program, self.size_multiple, size, self.name, self._room_bytes, together, self._is_asked, self._besides_bytes
+                )
             )
         return self._plans[size]
 

@@ -22,6 +22,7 @@ from medquant.predict.fit import find_misfits
 from medquant.predict.model_case import open_model
 from medquant.predict.reading import read_scan
 from medquant.predict.scans import find_scans
+from medquant.predict.scratch import scratch_folder
 
 _EXPORTS = (("onnx", "model.onnx"), ("openvino", "model.xml"))
 
@@ -118,8 +119,8 @@ def _scan_images(packed: PackedModel, path: Path, slices: int) -> list[FloatArra
     scans = find_scans(path, len(packed.metadata.channels))
     if len(scans.scans) != 1:
         raise InputError(f"{path}: holds {len(scans.scans)} scans, expected one; name one of them")
-    with tempfile.TemporaryDirectory(prefix="medquant-verify-") as folder:
-        scratch = ArrayCache(Path(folder), remedy="set TMPDIR to a folder with more room")
+    with scratch_folder() as folder:
+        scratch = ArrayCache(folder, remedy="set TMPDIR to a folder with more room")
         model = open_model(packed, "auto")
         read = read_scan(scans.scans[0], len(packed.metadata.channels), scratch)
         # Scans of another kind still show whether engines agree; one that shrinks to nothing on the model's grid shows nothing.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medquant.data.atomic import write_text
 from medquant.data.bounded import read_bounded_json
 from medquant.data.stored import ArrayCache
+from medquant.errors import UsageError
 
 FILE_NAME = "predictions.json"
 _SCHEMA = 1
@@ -34,6 +38,28 @@ class Record:
     def is_of(self, scan_sha256: str, model_sha256: str, options: str) -> bool:
         """Whether the mask was made from these."""
         return (self.scan_sha256, self.model_sha256, self.options) == (scan_sha256, model_sha256, options)
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder of masks for this process alone: two that write the same masks would each forget what the other noted.
+
+    Raises:
+        UsageError: another process is writing masks there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems know no locks; there the user has to see to it.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"{folder}: another medquant predict is writing masks there; wait for it, or choose another folder"
+                ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Records:

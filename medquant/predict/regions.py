@@ -14,6 +14,7 @@ from medquant.data.prepared import Preparation, PreparedCase, Window, prepare_ca
 from medquant.data.prepared_grid import PreparedGrid
 from medquant.data.stored import ArrayCache
 from medquant.data.volume import LabelArray
+from medquant.deploy.stored_rules import RegionRule
 from medquant.errors import CheckpointError, InputError
 from medquant.predict.predictors import MaskPredictor
 from medquant.predict.windows import predict_window
@@ -144,18 +145,15 @@ def region_from_json(
 
     Raises:
         CheckpointError: the rule is not readable, or there is no coarse network.
-        InputError: the model was trained on crops around the truth.
     """
-    kind, margin, minimum = data.get("kind", "whole"), data.get("margin_mm"), data.get("minimum")
-    if kind == "whole":
+    rule = RegionRule.from_json(data)
+    if rule.minimum is None:
         return WholeRegion()
-    sides = [side for side in minimum if type(side) is int and side > 0] if isinstance(minimum, list) and len(minimum) == 2 else []
-    if len(sides) == 2 and kind == "paper_truth_centred":
-        return TruthCentredRegion((sides[0], sides[1]))
-    number = float(margin) if isinstance(margin, int | float) and not isinstance(margin, bool) else math.nan
-    if len(sides) != 2 or kind != "coarse" or coarse is None or not 0 <= number < math.inf:
-        raise CheckpointError(f"stored region rule {dict(data)!r} is not readable, or its coarse network is missing; train the model anew")
-    return CoarseRegion(*coarse, number, (sides[0], sides[1]), cache)
+    if rule.kind == "paper_truth_centred":
+        return TruthCentredRegion(rule.minimum)
+    if coarse is None:
+        raise CheckpointError(f"stored region rule {dict(data)!r}: its coarse network is missing; export the model anew")
+    return CoarseRegion(*coarse, rule.margin_mm, rule.minimum, cache)
 
 
 def _inside(first: int, wanted: int, available: int) -> tuple[int, int]:

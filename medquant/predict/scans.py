@@ -69,9 +69,10 @@ def find_scans(path: Path, channels: int) -> Scans:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check the path")
     kind = _KINDS.get(ending(path))
+    if kind is None and is_dicom(path):
+        raise InputError(f"{path}: is one DICOM file, expected the folder of its series; give {path.parent} if that holds nothing else")
     if kind is None:
-        hint = "give the folder the slices lie in" if is_dicom(path) else "convert it first"
-        raise InputError(f"{path}: expected .nii, .nii.gz, .tif, .tiff, .png, a DICOM folder, or a folder of these; {hint}")
+        raise InputError(f"{path}: expected .nii, .nii.gz, .tif, .tiff, .png, a DICOM folder, or a folder of these; convert it first")
     return Scans((_file_scan(path, kind, channels),), False)
 
 

@@ -59,7 +59,14 @@ class TilePlan:
 
 
 def plan_tiles(
-    program: IntegerProgram, size_multiple: int, size: Sequence[int], engine: str, room_bytes: int, most_at_once: int, is_asked: bool
+    program: IntegerProgram,
+    size_multiple: int,
+    size: Sequence[int],
+    engine: str,
+    room_bytes: int,
+    most_at_once: int,
+    is_asked: bool,
+    besides_bytes: int = 0,
 ) -> TilePlan:
     """The largest tiles that fit.
 
@@ -72,6 +79,7 @@ def plan_tiles(
         most_at_once: images run together at most, where they fit.
         is_asked: whether the room must be kept: where the network's receptive field does not fit, margins are cut, which gives
             another mask, or the image is refused. Otherwise the smallest exact tiles are taken, whatever they need.
+        besides_bytes: what of the amount the user gave is taken by other things than running the network; for the message.
 
     Raises:
         UsageError: not even the smallest tile fits.
@@ -92,28 +100,43 @@ def plan_tiles(
     smallest = tuple(min(reach.step * math.ceil(each / reach.step), length) for each, length in zip(reach.margin, whole, strict=True))
     if not is_asked:
         return TilePlan(smallest, reach.margin, 1)
+    return _narrower(whole, reach, takes, room_bytes, besides_bytes)
+
+
+def _narrower(whole: tuple[int, ...], reach: Reach, takes: Callable[[Sequence[int]], int], room_bytes: int, besides_bytes: int) -> TilePlan:
+    """Tiles whose margins are cut to half, to a quarter .. of what the network sees, or the refusal, which says what would be enough."""
+    least = min(takes(_shown(whole, core, reach.margin)) for core in _cores(whole, reach.step))
     for halvings in (1, 2, 3, 4):
         margin = tuple(reach.step * (each // reach.step >> halvings) for each in reach.margin)
-        narrower = _largest(whole, Reach(margin, reach.step), takes, room_bytes)
-        if narrower is not None and min(_shown(whole, narrower, margin)) >= min(_LEAST_SIDE, *whole):
-            return TilePlan(narrower, margin, 1, exact=False)
-    least = takes(_shown(whole, [min(length, _LEAST_SIDE) for length in whole], [0] * len(whole)))
+        wide_enough = [core for core in _cores(whole, reach.step) if min(_shown(whole, core, margin)) >= min(_LEAST_SIDE, *whole)]
+        costs = [takes(_shown(whole, core, margin)) for core in wide_enough]
+        fitting = next((core for core, cost in zip(wide_enough, costs, strict=True) if cost <= room_bytes), None)
+        if fitting is not None:
+            return TilePlan(fitting, margin, 1, exact=False)
+        least = min(least, *costs)
+    # What mask, slices and weights take was known before; all of it together is what the user can give.
+    needed = math.ceil((least + besides_bytes) / 1e6)
     raise UsageError(
-        f"the network needs {least / 1e6:.0f} MB for its smallest tile, {max(room_bytes, 0) / 1e6:.0f} MB of --max-memory are left for it; "
-        "allow more"
+        f"--max-memory {(room_bytes + besides_bytes) / 1e6:.0f}MB is too little: this model needs at least {needed} MB for this scan "
+        f"({math.ceil(least / 1e6)} MB for the network's smallest tile, the rest for weights, slices and mask); "
+        f"give --max-memory {needed}MB or more"
     )
 
 
 def _largest(size: tuple[int, ...], reach: Reach, takes: Callable[[Sequence[int]], int], room_bytes: int) -> tuple[int, ...] | None:
-    """The core that costs least in all: cut the longest axis in ever more parts until a tile fits."""
+    """The core that costs least in all: the first that fits."""
+    return next((core for core in _cores(size, reach.step) if takes(_shown(size, core, reach.margin)) <= room_bytes), None)
+
+
+def _cores(size: tuple[int, ...], step: int) -> Iterator[tuple[int, ...]]:
+    """Cores from the whole image on: the longest axis is cut in ever more parts, down to the step."""
     parts = [1] * len(size)
     while True:
-        core = tuple(reach.step * math.ceil(length / reach.step / count) for length, count in zip(size, parts, strict=True))
-        if takes(_shown(size, core, reach.margin)) <= room_bytes:
-            return core
-        longest = max((axis for axis in range(len(size)) if core[axis] > reach.step), key=lambda axis: core[axis], default=None)
+        core = tuple(step * math.ceil(length / step / count) for length, count in zip(size, parts, strict=True))
+        yield core
+        longest = max((axis for axis in range(len(size)) if core[axis] > step), key=lambda axis: core[axis], default=None)
         if longest is None:
-            return None
+            return
         parts[longest] += 1
 
 

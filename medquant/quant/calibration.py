@@ -18,8 +18,20 @@ follows its mean magnitude, which can lie far below its largest weight."""
 ACTIVATION_CANDIDATES = 10
 """Exponents tried for an activation; more than for weights, because a few large values must not cost all the others a bit."""
 
+_OBSERVED_PER_BATCH = 65536
+
+_WIDEST = 8
+"""Tensors this wide get even zero points: runtimes add the zero point before they round, which turns ties where it is odd, and there
+is no level above the highest to raise an odd one by. One level of 256 more or less at an end costs next to nothing."""
+
 _SMALLEST = 2.0**-20
 """Weights below this are as good as zero: a grid this fine would put the bias beyond 32 bits."""
+
+
+def thin_out(x: Tensor) -> Tensor:
+    """A tensor's values, flat, float32, evenly thinned to fewer than 131,072: what calibration keeps of a batch."""
+    flat = x.detach().float().reshape(-1)
+    return flat[:: max(1, flat.numel() // _OBSERVED_PER_BATCH)].clone()
 
 
 def search_weight_exponents(weight: Tensor, channel_axis: int | None, bits: int) -> Tensor:
@@ -68,10 +80,11 @@ def search_activation_format(samples: dict[int, Tensor], signed: bool) -> tuple[
     # Any step is exact for zeros; one near 1 keeps the next layer's bias on a grid that fits 32 bits.
     reach = max(float(sample.abs().max()) for sample in values.values()) or 1.0
     span = _span(values.values()) if signed else None
+    even_only = max(values) == _WIDEST
     first = math.floor(math.log2(narrowest / reach)) - 1
     best = (math.inf, first, 0)
     for exponent in range(first, first + ACTIVATION_CANDIDATES):
-        for zero_point in _zero_points(span, exponent, narrowest):
+        for zero_point in _zero_points(span, exponent, narrowest, even_only):
             error = sum(_squared_error(sample, exponent, zero_point, bits) for bits, sample in values.items())
             # A finer step must be better, not equal, to win: tensors of zeros keep the first candidate.
             if error < best[0]:
@@ -86,13 +99,18 @@ def _span(samples: Iterable[Tensor]) -> tuple[float, float]:
     return min(float(end[0]) for end in ends), max(float(end[1]) for end in ends)
 
 
-def _zero_points(span: tuple[float, float] | None, exponent: int, narrowest: int) -> list[int]:
+def _zero_points(span: tuple[float, float] | None, exponent: int, narrowest: int, even_only: bool) -> list[int]:
     """Zero points worth a try: the middle, the one that starts the levels at the lowest value, the one that centres them."""
     if span is None:
         return [0]
     low, high = (end * 2.0**exponent for end in span)
-    fitted = [round(-low), round((narrowest - low - high) / 2)]
-    return list(dict.fromkeys([(narrowest + 1) // 2, *(min(max(point, 0), narrowest) for point in fitted)]))
+    fitted = [-low, (narrowest - low - high) / 2]
+    if even_only:
+        beside = [2 * whole(point / 2) for point in fitted for whole in (math.floor, math.ceil)]
+        points = [(narrowest + 1) // 4 * 2, *(min(max(point, 0), narrowest - 1) for point in beside)]
+    else:
+        points = [(narrowest + 1) // 2, *(min(max(round(point), 0), narrowest) for point in fitted)]
+    return list(dict.fromkeys(points))
 
 
 def _squared_error(sample: Tensor, exponent: int, zero_point: int, bits: int) -> float:

@@ -224,6 +224,11 @@ class Graph:
                 return operation
         raise KeyError(name)
 
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """All convolutions, in the order they run."""
+        return tuple(operation for operation in self.operations if isinstance(operation, Convolution))
+
     def readers(self, name: str) -> list[Operation]:
         """The operations that read ``name``; the graph's own output is not among them."""
         return [operation for operation in self.operations if name in operation.inputs]

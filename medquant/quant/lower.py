@@ -85,7 +85,7 @@ def _lower_convolution(operation: Convolution, network: QuantNetwork, exponents:
     weight, bias = network.layer_parameters(operation.name)
     integers, weight_exponents = quantizer.integers(weight)
     flat = weight_exponents.reshape(-1).expand(operation.out_channels) if weight_exponents.numel() == 1 else weight_exponents.reshape(-1)
-    scaled = bias.detach().double().cpu() * 2.0 ** (flat.double().cpu() + read.exponent)
+    scaled = quantizer.bias(bias).detach().double().cpu() * 2.0 ** (flat.double().cpu() + read.exponent)
     return ConvolutionNode(
         operation.name,
         operation.inputs,

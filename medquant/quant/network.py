@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medquant.errors import ConfigError
+from medquant.quant.calibration import thin_out
 from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
 from medquant.quant.float_run import run_float
@@ -49,7 +50,6 @@ from medquant.quant.sharing import find_sharing
 _MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVG_POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _LINEAR = {2: "bilinear", 3: "trilinear"}
-_OBSERVED_PER_BATCH = 65536
 
 
 class QuantNetwork(nn.Module):
@@ -86,6 +86,7 @@ class QuantNetwork(nn.Module):
         self._add_activation_quantizers()
         self._last_reader = _last_readers(graph)
         self._observed: dict[str, list[Tensor]] | None = None
+        self.controller.prepare(self)
 
     # --- construction -------------------------------------------------------------------------------------------
 
@@ -100,7 +101,8 @@ class QuantNetwork(nn.Module):
             geometry = operation.geometry
             single = operation.name == self.graph.output or (geometry.transposed and geometry.groups > 1)
             axis = None if single else geometry.channel_axis
-            site = WeightSite(operation.name, tuple(operation.weight.shape), axis, int(layer.weight_bits or 0), geometry.channel_axis)
+            shape, bits = tuple(operation.weight.shape), int(layer.weight_bits or 0)
+            site = WeightSite(operation.name, shape, axis, bits, geometry.channel_axis, layer.activation_bits)
             self.weight_quantizers[key] = self.method.weight(site)
 
     def _add_linear(self, operation: Linear) -> None:
@@ -120,13 +122,15 @@ class QuantNetwork(nn.Module):
             if not quantized:
                 continue
             floats = [site for site in sites if self.plan[site].activation_bits == FLOAT_BITS]
-            if floats:
+            # Without an integer program to come there is nothing for the joined integers to agree on.
+            if floats and self.method.exact:
                 raise ConfigError(
                     f"{', '.join(floats)} write float and {', '.join(quantized)} integers, but they meet in a concatenation; "
                     "give all of them activation bits, or all of them 32"
                 )
             is_image = all(isinstance(self.graph[site], Input) for site in sites)
-            quantizer = self.method.activation(ActivationSite(group, is_image, group in self.sharing.signed))
+            widths = tuple(sorted({int(self._activation_bits(site) or 0) for site in quantized}))
+            quantizer = self.method.activation(ActivationSite(group, is_image, group in self.sharing.signed, widths))
             if is_image:
                 # The image's values do not change while the network learns, and the gradient with respect to a
                 # one-channel image costs as much as several other layers: its step stays as calibrated.
@@ -151,11 +155,11 @@ class QuantNetwork(nn.Module):
         module = self.activation_quantizers[key] if key in self.activation_quantizers else None
         return module if isinstance(module, ActivationQuantizer) else None
 
-    def layer_parameters(self, name: str) -> tuple[Tensor, Tensor]:
-        """Latent weight and bias of a convolution, as the controller wants them seen outside training."""
+    def layer_parameters(self, name: str, in_training: bool = False) -> tuple[Tensor, Tensor]:
+        """Latent weight and bias of a convolution; but for training, as the method wants them evaluated."""
         key = _key(name)
         weight, bias = self.parameters_of(name)
-        if self.training:
+        if in_training:
             return weight, bias
         return self.controller.evaluated(f"weights/{key}", weight), self.controller.evaluated(f"biases/{key}", bias)
 
@@ -224,9 +228,13 @@ class QuantNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the graph; outside training the average of as many passes as the method asks for."""
-        passes = 1 if self.training or self._observed is not None else self.controller.evaluation_passes()
+        if self.training or self._observed is not None:
+            return self._pass(x)
+        passes = self.controller.evaluation_passes()
+        self.controller.before_pass(self, 0)
         logits = self._pass(x)
-        for _ in range(passes - 1):
+        for index in range(1, passes):
+            self.controller.before_pass(self, index)
             logits = logits + self._pass(x)
         return logits if passes == 1 else logits / passes
 
@@ -303,7 +311,7 @@ class QuantNetwork(nn.Module):
         raise ConfigError(f"{operation.name}: no way to run {type(operation).__name__}")
 
     def _multiply(self, operation: Linear, x: Tensor) -> Tensor:
-        weight, bias = self.layer_parameters(operation.name)
+        weight, bias = self.layer_parameters(operation.name, self.training)
         quantizer = None if self._observed is not None else self.weight_quantizer(operation.name)
         return F.linear(x, weight if quantizer is None else quantizer(weight), bias)
 
@@ -334,18 +342,19 @@ class QuantNetwork(nn.Module):
         return quantized.float() if quantized.dtype == torch.float64 else quantized
 
     def _convolve(self, operation: Convolution, x: Tensor, exponents: dict[str, int], exact: bool = True) -> Tensor:
-        weight, bias = self.layer_parameters(operation.name)
+        weight, bias = self.layer_parameters(operation.name, self.training)
         quantizer = None if self._observed is not None else self.weight_quantizer(operation.name)
         reads = self.activation_quantizer(operation.inputs[0])
         if quantizer is not None:
-            weight = quantizer(weight)
+            weight, bias = quantizer(weight), quantizer.bias(bias)
             if isinstance(quantizer, IntegerWeightQuantizer) and isinstance(reads, IntegerActivationQuantizer):
                 exponent = exponents[self.sharing.group_of(operation.inputs[0])]
                 grid = torch.exp2(-(quantizer.exponents() + exponent).float())
                 bias = round_to_grid(bias, _per_channel(grid, operation))
                 if exact and not self.training and self._is_wide(operation, weight, bias, grid, exponents):
                     x, weight, bias = x.double(), weight.double(), bias.double()
-        return convolve(x, weight, bias, operation.geometry)
+        sums = convolve(x, weight, bias, operation.geometry)
+        return sums if quantizer is None else quantizer.sums(sums)
 
     def _is_wide(self, operation: Convolution, weight: Tensor, bias: Tensor, grid: Tensor, exponents: dict[str, int]) -> bool:
         """Whether some accumulator could reach 2**24, judged from the actual integers."""
@@ -446,6 +455,4 @@ def _last_readers(graph: Graph) -> dict[str, str]:
 
 
 def _observe(observed: dict[str, list[Tensor]], name: str, x: Tensor) -> None:
-    flat = x.detach().float().reshape(-1)
-    stride = max(1, flat.numel() // _OBSERVED_PER_BATCH)
-    observed.setdefault(name, []).append(flat[::stride].clone())
+    observed.setdefault(name, []).append(thin_out(x))

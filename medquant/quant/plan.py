@@ -89,14 +89,13 @@ def resolve_plan(
         UsageError: a rule matches no layer, or gives weight bits where only layers without weights match.
         ConfigError: the network has no convolution.
     """
-    sites = [operation for operation in graph if writes_new_values(operation)]
-    convolutions = [operation for operation in sites if isinstance(operation, Convolution)]
+    sites, convolutions = [operation for operation in graph if writes_new_values(operation)], graph.convolutions
     if not convolutions:
         raise ConfigError("the network has no convolution; there is nothing to quantize")
     _refuse_idle_weights(rules, sites)
     _refuse_idle_activations(rules, sites, graph)
     edges = {convolutions[0].name: "first layer", convolutions[-1].name: "last layer"}
-    defaults: dict[str, tuple[int, int]] = {}
+    standard: dict[str, tuple[int, int]] = {}
     for site in sites:
         weight = edge_bits if site.name in edges and wbits != FLOAT_BITS else wbits
         activation = edge_bits if isinstance(site, Input) and abits != FLOAT_BITS else abits
@@ -107,12 +106,15 @@ def resolve_plan(
             weight = FLOAT_BITS
         if isinstance(site, FloatOperation | Linear):
             activation = FLOAT_BITS
-        defaults[site.name] = (weight, activation) if default_bits is None else default_bits(site, graph, (weight, activation))
+        standard[site.name] = weight, activation
+    defaults = {
+        site.name: standard[site.name] if default_bits is None else default_bits(site, graph, standard[site.name]) for site in sites
+    }
     resolved = resolve(rules, [site.name for site in sites], defaults)
     layers = []
     for site in sites:
         bits, chosen = resolved[site.name], defaults[site.name]
-        note = _note(site, graph, edges, bits, chosen, (wbits, abits))
+        note = _note(site, graph, edges, bits, chosen, (wbits, abits), standard[site.name])
         layers.append(_layer(site, bits, note, is_last=site.name == graph.output))
     return QuantPlan(tuple(layers))
 
@@ -146,10 +148,18 @@ def _feeds_batch_norm(site: Operation, graph: Graph) -> bool:
 
 
 def _note(
-    site: Operation, graph: Graph, edges: dict[str, str], bits: tuple[int, int], default: tuple[int, int], uniform: tuple[int, int]
+    site: Operation,
+    graph: Graph,
+    edges: dict[str, str],
+    bits: tuple[int, int],
+    default: tuple[int, int],
+    uniform: tuple[int, int],
+    standard: tuple[int, int],
 ) -> str:
     if bits != default:
         return "set by rule"
+    if default != standard and site.name not in edges and not isinstance(site, Input):
+        return "float in this method" if FLOAT_BITS in default else "this method's own width"
     if isinstance(site, BatchNorm):
         return "float: statistics of each batch in training"
     if _feeds_batch_norm(site, graph) and bits[1] == FLOAT_BITS:

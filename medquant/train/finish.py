@@ -29,7 +29,7 @@ from medquant.quant.network import QuantNetwork
 from medquant.quant.program import IntegerProgram
 from medquant.train.building import plan_network
 from medquant.train.checkpoint import has_checkpoint, load_checkpoint
-from medquant.train.model_card import model_metadata, region_json, scored_metrics
+from medquant.train.model_card import bits_json, model_metadata, region_json, scored_metrics
 from medquant.train.pictures import draw_pictures, pictured
 from medquant.train.run_folder import finished_now, write_json
 from medquant.train.session import TrainingSession
@@ -227,7 +227,7 @@ def weigh_session(session: TrainingSession, cases: Sequence[PreparedCase]) -> Le
         return replace(ledger, model_file_bytes=run.model.stat().st_size, process_peak_bytes=peak)
     graph, plan = plan_network(session.config, session.network, session.inputs)
     files = sum(file.stat().st_size for file in run.best.glob("*.safetensors"))
-    return replace(weigh_plan(graph, plan, parameters, wbits, shape), model_file_bytes=files)
+    return replace(weigh_plan(graph, session.method.stored(plan), parameters, wbits, shape), model_file_bytes=files)
 
 
 def _process_peak(session: TrainingSession, shape: tuple[int, ...]) -> int | None:
@@ -255,12 +255,7 @@ def _document(
         },
         "seed": config.train.seed,
         "preparation": {**session.preparation.to_json(), "region": region_json(config)},
-        "bits": {
-            "weights": config.quant.wbits,
-            "activations": config.quant.abits,
-            "method": config.quant.method,
-            "options": dict(config.quant.options),
-        },
+        "bits": bits_json(config.quant),
         **scores_document(evaluation, dataset.info),
         "baseline": baseline_document([case.case for case in cases], dataset.info),
         "memory": weigh_session(session, cases).to_json(),

@@ -8,7 +8,7 @@ from importlib import metadata
 import numpy as np
 
 import medquant
-from medquant.config.schema import Config
+from medquant.config.schema import Config, QuantConfig
 from medquant.data.prepared import PreparedCase
 from medquant.deploy.metadata import ModelMetadata
 from medquant.evaluate.evaluation import Evaluation
@@ -82,6 +82,11 @@ def scan_range(cases: Sequence[PreparedCase], modality: str) -> dict[str, object
 
 def _range(arrays: Sequence[np.ndarray]) -> list[float]:
     return [float(min(array.min() for array in arrays)), float(max(array.max() for array in arrays))]
+
+
+def bits_json(quant: QuantConfig) -> dict[str, object]:
+    """What a run was quantized with, for its records."""
+    return {"weights": quant.wbits, "activations": quant.abits, "method": quant.method, "options": dict(quant.options)}
 
 
 def region_json(config: Config) -> dict[str, object]:

@@ -63,7 +63,8 @@ def make_plan(request: PlanRequest) -> PlannedNetwork:
 def _plan_config(config: Config, inputs: int, outputs: int) -> PlannedNetwork:
     network = build_network(config, inputs, outputs)
     graph, plan = plan_network(config, network, inputs)
-    QuantNetwork(graph, plan, configured_method(config))  # refuses bits that do not go together
+    method = configured_method(config)
+    QuantNetwork(graph, plan, method)  # refuses bits that do not go together
     parameters = sum(parameter.numel() for parameter in network.parameters())
     shape = (1, inputs, *patch_size(config))
-    return PlannedNetwork(plan, weigh_plan(graph, plan, parameters, config.quant.wbits, shape))
+    return PlannedNetwork(plan, weigh_plan(graph, method.stored(plan), parameters, config.quant.wbits, shape))

@@ -32,8 +32,8 @@ from medquant.evaluate.evaluation import mean_dice, select_cases
 from medquant.predict.float_predictor import FloatPredictor
 from medquant.predict.predictors import ProgramPredictor
 from medquant.predict.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
+from medquant.quant.batch_norm import reestimate_batch_norm
 from medquant.quant.network import QuantNetwork
-from medquant.train.batch_norm import reestimate_batch_norm
 from medquant.train.batches import KILLED, EpochBatches, worker_was_killed
 from medquant.train.bring import read_brought
 from medquant.train.building import (

@@ -78,7 +78,7 @@ def test_a_folder_with_a_broken_scan_ends_with_its_exit_code(model: Path, scan: 
         (["{m}", "{a}", "{t}/there.nii.gz"], 2, "exists; give --overwrite"),
         (["{m}", "{a}", "{t}/o.nii.gz", "--engine", "tpu"], 2, "unknown engine 'tpu'"),
         (["{m}", "{a}", "{t}/o.nii.gz", "--max-memory", "lots"], 2, "'lots' is no size of memory"),
-        (["{m}", "{a}", "{t}/o.nii.gz", "--max-memory", "40MB"], 2, "of --max-memory are left for it"),
+        (["{m}", "{a}", "{t}/o.nii.gz", "--max-memory", "40MB"], 2, "--max-memory 40MB is too little: this model needs at least "),
         (["{m}", "{a}", "{t}/o.nii.gz", "--format", "nrrd"], 2, "unknown format 'nrrd'"),
         (["{m}", "{a}", "{t}/o.dcm"], 2, "refers to the slices of a DICOM series"),
         (["{m}", "{t}/nothing.nii", "{t}/o.nii.gz"], 4, "no such file or folder"),

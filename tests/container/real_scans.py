@@ -1,14 +1,18 @@
-"""A model for the container's tests: untrained, so that its mask is nonsense of which every voxel has to agree."""
+"""A model for the container's tests: untrained, so that its mask is nonsense of which every voxel has to agree; and data to score."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from medquant.data.nifti import write_nifti
 from medquant.data.normalise import Normalisation
 from medquant.data.prepared import Preparation
 from medquant.data.prepared_grid import GridRule
+from medquant.data.volume import Volume
 from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.packed import save_model
 from medquant.models.unet import UNet, UNetOptions
@@ -18,6 +22,28 @@ from medquant.quant.lower import lower
 from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
 from medquant.quant.plan import resolve_plan
+
+CASES = 2
+
+
+def small_dataset(folder: Path) -> Path:
+    """A dataset folder in nnU-Net's layout with the classes of the model; noise, and masks that hold every class."""
+    random = np.random.default_rng(5)
+    affine = np.diag([0.8, 0.8, 3.0, 1.0])
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for number in range(CASES):
+        image, mask = random.integers(0, 900, (48, 40, 3)), random.integers(0, 3, (48, 40, 3))
+        write_nifti(folder / "imagesTr" / f"case_{number:03d}_0000.nii.gz", Volume(image.astype(np.int16), affine))
+        write_nifti(folder / "labelsTr" / f"case_{number:03d}.nii.gz", Volume(mask.astype(np.uint8), affine))
+    document = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "first": 1, "second": 2},
+        "numTraining": CASES,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(document))
+    return folder
 
 
 def untrained_model(path: Path) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from real_scans import untrained_model
+from real_scans import CASES, small_dataset, untrained_model
 from typer.testing import CliRunner
 
 from medquant.cli.main import app
@@ -138,6 +138,22 @@ def test_predicts_a_real_scan_as_this_machine_does(run_inside, shared_data: Path
     np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(expected.dataobj))
     np.testing.assert_array_equal(mask.affine, expected.affine)
     assert len(np.unique(np.asarray(expected.dataobj))) == 3
+
+
+def test_scores_a_dataset_as_this_machine_does(run_inside, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model, data = untrained_model(tmp_path / "model.mq"), small_dataset(tmp_path / "data")
+    for path in (data, *data.rglob("*"), model):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    # Decoded scans go to the one place that may be written, which is the working folder.
+    ended = run_inside(["eval", "/model.mq", "--data", "/data", "--json"], [f"{model}:/model.mq:ro", f"{data}:/data:ro"])
+    assert ended.returncode == 0, ended.stderr
+    typed = CliRunner().invoke(app, ["eval", str(model), "--data", str(data), "--json", "--engine", "reference"])
+    assert typed.exit_code == 0, typed.output
+    inside, outside = json.loads(ended.stdout), json.loads(typed.stdout)
+    assert inside["engine"] == "openvino"
+    assert len(inside["cases"]) == CASES
+    assert inside["cases"] == outside["cases"]
+    assert inside["dice"] == outside["dice"]
 
 
 def _copy(source: Path, place: Path) -> None:

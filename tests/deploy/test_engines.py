@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from medquant.config.bits import parse_rules
 from medquant.deploy.decide import quantize_image
-from medquant.deploy.engines import ENGINES, check_engine, open_engine
+from medquant.deploy.engines import ENGINES, check_engine, open_engine, openvino_engine
 from medquant.deploy.engines.base import Engine
 from medquant.deploy.engines.reference import ReferenceEngine
 from medquant.deploy.engines.torch_float import FloatTorchProgram
+from medquant.deploy.self_test import small_program
 from medquant.errors import EngineMismatchError, InputError, UsageError
 from medquant.models.unet import UNet, UNetOptions
 from medquant.quant.capture import capture
@@ -380,3 +382,24 @@ def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_engine("auto", program).info.name == "reference"
     with pytest.raises(EngineMismatchError, match="not this one"):
         open_engine("torch", program)
+
+
+def test_auto_takes_another_engine_where_openvino_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor for which it has no kernel: found out when it is opened, on the smallest image, not at the first scan."""
+    asked: list[list[int]] = []
+
+    class NoKernel:
+        def compile_model(self, model: Any, device: str, hints: object) -> None:
+            asked.append(list(model.inputs[0].shape))
+            raise RuntimeError("Check 'false' failed\nno implementation for this primitive")
+
+    program, opening = small_program(), ENGINES["openvino"]
+    monkeypatch.setattr(openvino_engine, "openvino_core", NoKernel)
+    expected = max(set(EXACT) - {"openvino"}, key=lambda name: ENGINES[name].info.priority)
+    monkeypatch.setattr(opening, "info", replace(opening.info, priority=1000))
+    opened = open_engine("auto", program)
+    assert opened.info.name == expected
+    assert len(asked) == 1
+    assert max(asked[0][2:]) <= 16
+    with pytest.raises(EngineMismatchError, match=r"OpenVINO cannot compile .*no implementation for this primitive"):
+        open_engine("openvino", program).run(np.zeros((1, program.image.channels, 16, 16), np.uint8))

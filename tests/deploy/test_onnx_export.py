@@ -47,7 +47,10 @@ assert not any(module.split(".")[0] in ("medquant", "torch", "onnx") for module 
 
 def metadata(**changes: object) -> ModelMetadata:
     values = {
-        "preparation": {"kind": "window", "low": -100.0},
+        "preparation": {
+            "normalisation": {"kind": "range", "low": -100.0, "high": 240.0},
+            "grid": {"slice_axis": "axial", "spacing_mm": None},
+        },
         "size_multiple": 2,
         "classes": {0: "background", 1: "organ"},
         "scored": ("organ",),
@@ -136,7 +139,7 @@ def test_file_says_what_it_needs_and_nothing_of_the_training_cases(tmp_path: Pat
     onnx.checker.check_model(model, full_check=True)
     said = {entry.key: entry.value for entry in model.metadata_props}
     assert said["medquant.schema"] == "1"
-    assert json.loads(said["medquant.preparation"]) == {"kind": "window", "low": -100.0}
+    assert json.loads(said["medquant.preparation"]) == metadata().preparation
     assert json.loads(said["medquant.classes"]) == {"0": "background", "1": "organ"}
     assert json.loads(said["medquant.image_quantization"]) == {"bits": 8, "zero_point": 128, "exponent": 5}
     assert json.loads(said["medquant.output_exponents"]) == [8, 8]

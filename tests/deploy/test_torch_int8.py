@@ -340,7 +340,7 @@ def test_what_the_operators_of_this_torch_lack_runs_in_float(monkeypatch: pytest
 
 
 def test_processors_that_saturate_get_no_wide_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_onednn, "byte_products_saturate", lambda: True)
+    monkeypatch.setattr("medquant.deploy.engines.exactness.byte_products_saturate", lambda: True)
     read, shape = TensorFormat(8, 0, 0), geometry(2)
     # 2 · 64 · 255 is 32,640 and fits 16 bits; 2 · 65 · 255 is 33,150 and does not.
     for largest, fits in ((64, True), (65, False)):

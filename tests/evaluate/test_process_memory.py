@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medquant.data.normalise import Normalisation
+from medquant.data.prepared import Preparation
 from medquant.deploy.metadata import ModelMetadata
 from medquant.deploy.packed import save_model
 from medquant.errors import CheckpointError, InputError, MedquantError, UsageError
@@ -29,7 +31,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ConvolutionNode("head", ("image",), None, weight, bias, bias, 4, geometry, relu=False),
     )
     metadata = ModelMetadata(
-        preparation={}, size_multiple=4, classes={0: "a", 1: "b"}, scored=("b",),
+        preparation=Preparation(Normalisation("zscore_slice")).to_json(), size_multiple=4, classes={0: "a", 1: "b"}, scored=("b",),
         float_parameters=160, dataset="none", data_sha256="",
     )  # fmt: skip
     path = tmp_path_factory.mktemp("model") / "m.mq"

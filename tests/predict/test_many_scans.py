@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -271,3 +273,27 @@ def test_what_cannot_be_cleared_away_does_not_hide_the_error(
         changed.setattr(Path, "unlink", read_only)
         report, _ = run(model, scans, tmp_path / "out", options=PredictOptions(preview=lambda *_: None))
     assert {str(result.error) for result in report.results} == {"the disk is read-only"}
+
+
+def test_two_runs_do_not_write_to_one_folder_at_once(scans: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    descriptor = os.open(out, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(UsageError, match="out: another medquant predict is writing masks there; wait for it"):
+        run(model, scans, out, resume=True, overwrite=True)
+    os.close(descriptor)
+    assert list(out.iterdir()) == []
+    # A run that ended holds nothing.
+    for _ in range(2):
+        run(model, scans, out, resume=True)
+
+
+def test_resume_and_overwrite_together_keep_what_is_known_and_replace_the_rest(scans: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(model, scans, out)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    (out / "b.nii.gz").write_bytes(b"someone's work")
+    report, _ = run(model, scans, out, resume=True, overwrite=True)
+    assert statuses(report) == {"b": "written", "series": "kept", "stack": "kept"}
+    assert {name for name in ("series.dcm", "stack.tif") if (out / name).stat().st_mtime_ns == before[name]} == {"series.dcm", "stack.tif"}

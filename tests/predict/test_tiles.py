@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from typing import Any
 
@@ -160,8 +161,22 @@ def test_tiles_are_cut_until_they_fit() -> None:
     assert narrow.margin < reach.margin
     # By default the mask matters more than the aim.
     assert plan(1, is_asked=False).exact
-    with pytest.raises(UsageError, match=r"the network needs \d+ MB for its smallest tile, 0 MB of --max-memory are left for it"):
+    with pytest.raises(UsageError, match=r"--max-memory 0MB is too little: this model needs at least \d+ MB for this scan") as refused:
         plan(10_000)
+    # What is advised is enough.
+    plan(int(re.search(r"give --max-memory (\d+)MB", str(refused.value))[1]) * 10**6)  # type: ignore[index]
+    # A byte less than the smallest that works is refused with the amount that works: found by halving, without the formula.
+    refused_at, works_at = 10_000, 10**6
+    while works_at - refused_at > 1:
+        middle = (refused_at + works_at) // 2
+        try:
+            plan(middle)
+            works_at = middle
+        except UsageError:
+            refused_at = middle
+    besides = 10**6 - works_at % 10**6
+    with pytest.raises(UsageError, match=f"give --max-memory {(works_at + besides) // 10**6}MB or more"):
+        plan_tiles(program, 4, (256, 256), "torch", refused_at, 8, True, besides)
 
 
 def test_a_bounded_predictor_gives_the_same_mask_and_says_so() -> None:

@@ -163,3 +163,23 @@ def test_tensors_of_zeros_get_a_step_near_one(bits: int, signed: bool) -> None:
     exponent, zero_point = search_activation_format({bits: torch.zeros(100)}, signed)
     assert -2 <= exponent <= 8
     assert 0 <= zero_point <= 2**bits - 1
+
+
+@pytest.mark.parametrize("widths", [(8,), (6, 8), (2, 8), (1, 8)])
+@pytest.mark.parametrize("shift", [-0.37, 0.1, 0.43])
+def test_eight_bits_get_even_zero_points_at_next_to_no_cost(widths: tuple[int, ...], shift: float) -> None:
+    """Exports hold no odd ones. Expected: the least error over every exponent and every zero point, odd ones included."""
+    generator = np.random.default_rng(3)
+    samples = {bits: (generator.normal(0, 0.3, 3000) + shift).astype(np.float32).astype(np.float64) for bits in widths}
+    exponent, zero_point = search_activation_format(as_tensors(samples), signed=True)
+    assert zero_point % 2 == 0
+    if min(widths) < 4:
+        return
+    found = activation_error(samples, exponent, zero_point)
+    best = min(best_error(lambda other, z=z: activation_error(samples, other, z)) for z in range(2 ** min(widths)))  # type: ignore[misc]
+    assert found <= 1.15 * best
+
+
+def test_narrow_tensors_may_have_odd_zero_points() -> None:
+    values = as_tensors({4: np.linspace(-3, 12, 16)})
+    assert search_activation_format(values, signed=True) == (0, 3)

@@ -21,7 +21,13 @@ from medquant.quant.methods.base import IntegerWeightQuantizer
 from medquant.quant.network import QuantNetwork
 from medquant.quant.plan import resolve_plan
 
-every_method = pytest.mark.parametrize("method", METHODS)
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, {}) for name in METHODS},
+    "ternary, exact": ("ternary", {"scale": "power_of_two", "batch_norm": "folded", "activation": "fixed_point", "edges": "quantized"}),
+}
+"""Every method as it comes, and with options that make another method of it: its name and the options."""
+
+every_method = pytest.mark.parametrize("method", VARIANTS)
 both_axes = pytest.mark.parametrize("axes", [2, 3])
 
 
@@ -53,7 +59,8 @@ def captured(axes: int) -> Graph:
 
 def network(method: str, wbits: int, abits: int, axes: int = 2, rules: tuple[str, ...] = ()) -> QuantNetwork | None:
     """None where the method declares that it cannot serve these bits; then it must refuse them by name before any work."""
-    chosen = get_method(method)
+    name, options = VARIANTS[method]
+    chosen = get_method(name, options)
     graph = simplify(captured(axes), chosen.keeps_batch_norm)
     plan = resolve_plan(graph, wbits, abits, min(wbits, 8), parse_rules(rules), chosen.default_bits)
     known = all(
@@ -63,7 +70,7 @@ def network(method: str, wbits: int, abits: int, axes: int = 2, rules: tuple[str
     )
     if known:
         return QuantNetwork(graph, plan, chosen)
-    with pytest.raises(ConfigError, match=f"method {method} has (weights|activations) of"):
+    with pytest.raises(ConfigError, match=f"method {name} has (weights|activations) of"):
         QuantNetwork(graph, plan, chosen)
     return None
 
@@ -153,7 +160,7 @@ def test_an_exact_method_is_its_integer_program_and_any_other_says_so(method: st
         net.calibrate([images(1, axes)])
         net.eval()
         if not net.method.exact:
-            with pytest.raises(ConfigError, match=f"not an integer program: method {method}"):
+            with pytest.raises(ConfigError, match=f"not an integer program: method {VARIANTS[method][0]}"):
                 lower(net)
             continue
         if not net.plan.is_integer:
@@ -199,7 +206,7 @@ def test_float_layers_are_no_integer_program(method: str, rule: str) -> None:
     assert net(images()).shape == (2, 3, 8, 8)  # but it trains and runs
 
 
-@every_method
+@pytest.mark.parametrize("method", METHODS)
 def test_an_unknown_option_is_refused_with_those_there_are(method: str) -> None:
     with pytest.raises(ConfigError, match=f"quant.options: unknown option of {method} 'nonsense'.*known: "):
         get_method(method, {"nonsense": 1})

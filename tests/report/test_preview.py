@@ -15,7 +15,7 @@ from medquant.data.prepared_grid import GridRule, SliceAxis
 from medquant.data.stored import ArrayCache
 from medquant.data.volume import Case, Volume
 from medquant.report import preview as preview_module
-from medquant.report.preview import chosen_slices, write_preview
+from medquant.report.preview import chosen_slices, write_preview, zoom_box
 
 CLASSES = {0: "background", 1: "organ", 2: "lesion"}
 
@@ -84,3 +84,43 @@ def test_voxels_keep_their_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_preview(tmp_path / "a.png", case, np.ones((20, 16, 4), np.uint8), CLASSES)
     # A pixel is 0.5 mm wide and 2 mm high.
     assert set(aspects) == {4.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "width_to_height", "expected"),
+    [
+        # 10 by 6 of 100 by 80 pixels around (25, 43): 20 rows and columns.
+        ((20, 30), (40, 46), 1.0, (slice(15, 35), slice(33, 53))),
+        # Pixels twice as wide as high: half as many columns.
+        ((20, 30), (40, 44), 2.0, (slice(15, 35), slice(37, 47))),
+        # At the border what the picture has; small masks are not shown voxel by voxel.
+        ((0, 2), (79, 80), 1.0, (slice(0, 7), slice(73, 80))),
+        # A quarter of one side, or more than that.
+        ((20, 45), (40, 46), 1.0, None),
+        ((20, 30), (40, 60), 1.0, None),
+        ((0, 0), (0, 0), 1.0, None),
+    ],
+)
+def test_small_masks_are_shown_larger(
+    rows: tuple[int, int], columns: tuple[int, int], width_to_height: float, expected: tuple[slice, slice] | None
+) -> None:
+    held = np.zeros((100, 80), dtype=bool)
+    held[slice(*rows), slice(*columns)] = True
+    assert zoom_box(held, width_to_height) == expected
+
+
+def test_a_small_mask_has_a_second_panel_below_each_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.random.default_rng(0).normal(50, 10, (60, 50, 3)).astype(np.float32)
+    mask = np.zeros(array.shape, np.uint8)
+    # (I, J) of the scan: columns and rows of the picture.
+    mask[30:36, 20:28, :] = 1
+    case = prepared(array, np.eye(4), GridRule("stored"), has_geometry=False)
+    seen: list[tuple[NDArray[np.generic], NDArray[np.uint8]]] = []
+    monkeypatch.setattr(preview_module, "_outline", lambda ax, labels: seen.append((ax.images[0].get_array(), labels)))
+    write_preview(tmp_path / "a.png", case, mask, CLASSES)
+    whole, closer = seen[::2], seen[1::2]
+    assert [picture.shape for picture, _ in whole] == [(50, 60)] * 3
+    # 8 rows and 6 columns: 16 of each, around (24, 33).
+    for k, (picture, labels) in enumerate(closer):
+        np.testing.assert_array_equal(picture, array[25:41, 16:32, k].T)
+        assert labels.sum() == 48

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from math import log
 
 import pytest
 import torch
 
-from medquant.train.losses import segmentation_loss
+from medquant.train.losses import distillation_loss, segmentation_loss
 
 
 def test_one_output_is_binary_cross_entropy_and_dice_of_both_signs() -> None:
@@ -55,3 +56,15 @@ def test_bfloat16_logits_give_a_float32_loss_and_finite_gradients() -> None:
     assert float(loss.detach()) == pytest.approx(80.0 + 1 - 1 / 5, rel=1e-6)
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+def test_distance_to_a_teacher_by_hand() -> None:
+    # One output: p = 0.5 against the teacher's 0.75: 0.75 ln(0.75/0.5) + 0.25 ln(0.25/0.5).
+    taught = torch.full((1, 1, 2, 2), math.log(3.0))
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert float(distillation_loss(torch.zeros(1, 1, 2, 2), taught)) == pytest.approx(expected, abs=1e-6)
+    # Three classes, two voxels: uniform against (1/2, 1/4, 1/4).
+    taught = torch.tensor([2.0, 1.0, 1.0]).log().reshape(1, 3, 1, 1).expand(1, 3, 1, 2)
+    expected = 0.5 * math.log(1.5) + 2 * 0.25 * math.log(0.75)
+    assert float(distillation_loss(torch.zeros(1, 3, 1, 2), taught)) == pytest.approx(expected, abs=1e-6)
+    assert float(distillation_loss(taught, taught)) == pytest.approx(0.0, abs=1e-7)

@@ -120,7 +120,8 @@ def place_label(image: Volume, label: Volume, case: str) -> Placement:
     expected = f"expected {CLEAR_MEAN_HU[0]:.0f} to {CLEAR_MEAN_HU[1]:.0f} HU as of a pancreas"
     raise GeometryError(
         f"{case}: under the label lies, by the affines, {said}; with the label mirrored front to back, {other}; {expected} in one of "
-        "them only.\nLook at scan and label in a viewer; take both from one download, or remove this case from the folder"
+        "them only.",
+        "Look at scan and label in a viewer; take both from one download, or remove this case from the folder",
     )
 
 

@@ -46,8 +46,10 @@ def open_engine(name: str, program: IntegerProgram) -> Engine:
         if not engine.info.exact or engine.unavailable() is not None:
             continue
         try:
-            return engine(program)
+            opened = engine(program)
+            opened.try_out()
+            return opened
         except EngineMismatchError:
-            # It says itself that it would be wrong; the reference, last in line, takes every program.
+            # It says itself that it would be wrong, or cannot run here; the reference, last in line, takes every program.
             continue
     raise EngineMismatchError("no engine here runs this program")

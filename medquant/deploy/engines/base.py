@@ -56,6 +56,14 @@ class Engine(ABC):
             return f"{cls.info.package} is not installed; pip install {cls.info.package}"
         return None
 
+    def try_out(self) -> None:
+        """Meet now what would otherwise stop the first image; ``auto`` does, to take another engine instead.
+
+        Raises:
+            EngineMismatchError: the engine has no kernel for the program on this machine.
+        """
+        return None
+
     @abstractmethod
     def run(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Run the program.

@@ -46,16 +46,18 @@ def check_byte_products(program: IntegerProgram, engine: str) -> None:
     Raises:
         EngineMismatchError: a layer's weights and activations are too wide for such a processor.
     """
-    if not byte_products_saturate():
-        return
     for node in program.convolutions:
-        highest = max(program.format_of(node.inputs[0]).highest, 1)
-        if 2 * int(node.weight_magnitude.max(initial=0)) * highest > _INT16_HIGHEST:
+        if saturates(node, program.format_of(node.inputs[0])):
             raise EngineMismatchError(
                 f"engine {engine}: {node.name} multiplies {node.weight_bits}-bit weights by {program.format_of(node.inputs[0]).bits}-bit "
                 "activations, which this processor (no VNNI) adds in 16 bits with saturation; use engine torch or reference, "
                 "or 7-bit weights"
             )
+
+
+def saturates(node: ConvolutionNode, read: TensorFormat) -> bool:
+    """Whether this processor adds two of a convolution's byte products in 16 bits that cannot hold them."""
+    return byte_products_saturate() and 2 * int(node.weight_magnitude.max(initial=0)) * read.highest > _INT16_HIGHEST
 
 
 @cache

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from medquant.deploy.engines.base import Engine, EngineInfo, thread_count
 from medquant.deploy.engines.exactness import check_byte_products
 from medquant.deploy.openvino_import import import_openvino, openvino_core
+from medquant.deploy.program_check import smallest_image
 from medquant.errors import EngineMismatchError
 from medquant.quant.program import IntegerProgram
 
@@ -33,6 +34,12 @@ class OpenVinoEngine(Engine):
         check_graph(program)
         self._ends_in_bytes = program.nodes[-1].output is not None
         self._requests: dict[tuple[int, ...], InferRequest] = {}
+
+    def try_out(self) -> None:
+        """Compile for the smallest image the program takes; the 2019 U-Net takes 0.4 s, and nothing of it is kept."""
+        shape = smallest_image(self.program)
+        if shape is not None:
+            self.compile(shape)
 
     def run(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Run the program, see :meth:`Engine.run`."""

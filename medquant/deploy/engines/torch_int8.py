@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medquant.deploy.channels import channels_of
 from medquant.deploy.engines import torch_bytes, torch_onednn
 from medquant.deploy.engines.base import Engine
 from medquant.deploy.engines.torch_bytes import MEMORY_FORMAT, Slot
 from medquant.deploy.engines.torch_float import FloatTorchProgram
 from medquant.deploy.engines.torch_memory import keep_freed_memory
 from medquant.deploy.engines.torch_onednn import ByteConvolution
-from medquant.deploy.engines.torch_rewrite import average_as_convolution, channels_of, linear_phases, transposed_as_plain
+from medquant.deploy.engines.torch_rewrite import average_as_convolution, linear_phases, transposed_as_plain
 from medquant.quant.program import (
     AddNode,
     AvgPoolNode,

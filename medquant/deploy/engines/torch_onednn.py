@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medquant.deploy.engines.exactness import byte_products_saturate
+from medquant.deploy.engines.exactness import byte_products_saturate, saturates
 from medquant.deploy.engines.torch_bytes import MEMORY_FORMAT, pad_with
 from medquant.quant.formats import FLOAT32_EXACT_LIMIT, TensorFormat
 from medquant.quant.graph import ConvGeometry
 from medquant.quant.program import ConvolutionNode, IntArray
 
-_INT16_HIGHEST = 2**15 - 1
 _FARTHEST_SHIFT = 100
 """A power of two within this many binary places is a normal float32, and so is its product with any accumulator."""
 
@@ -85,10 +84,7 @@ def is_exact(node: ConvolutionNode, read: TensorFormat) -> bool:
             node.output.zero_point > 0
         )
     bytes_hold = int(node.weight.min()) >= -128 and int(node.weight.max()) <= 127
-    pair_of_products = 2 * int(node.weight_magnitude.max()) * read.highest
-    if byte_products_saturate() and pair_of_products > _INT16_HIGHEST:
-        return False
-    return bytes_hold and bool(widest.max() < FLOAT32_EXACT_LIMIT)
+    return bytes_hold and not saturates(node, read) and bool(widest.max() < FLOAT32_EXACT_LIMIT)
 
 
 def is_fast(node: ConvolutionNode) -> bool:

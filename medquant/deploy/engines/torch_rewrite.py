@@ -11,22 +11,7 @@ from itertools import product
 import numpy as np
 
 from medquant.quant.graph import ConvGeometry
-from medquant.quant.program import AvgPoolNode, ConcatNode, ConvolutionNode, ImageNode, IntArray, IntegerProgram, UpsampleNode
-
-
-def channels_of(program: IntegerProgram) -> dict[str, int]:
-    """Channels of every tensor."""
-    channels: dict[str, int] = {}
-    for node in program:
-        if isinstance(node, ImageNode):
-            channels[node.name] = node.channels
-        elif isinstance(node, ConvolutionNode):
-            channels[node.name] = len(node.bias)
-        elif isinstance(node, ConcatNode):
-            channels[node.name] = sum(channels[source] for source in node.inputs)
-        else:
-            channels[node.name] = channels[node.inputs[0]]
-    return channels
+from medquant.quant.program import AvgPoolNode, ConvolutionNode, IntArray, UpsampleNode
 
 
 def average_as_convolution(node: AvgPoolNode, channels: int) -> ConvolutionNode:

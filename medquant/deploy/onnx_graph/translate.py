@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medquant.deploy.channels import channels_of
 from medquant.deploy.engines.exactness import shift_of
 from medquant.deploy.onnx_graph.convolutions import ConvolutionWriter, Source
 from medquant.deploy.onnx_graph.requantize import Levels, Requantizer
@@ -50,7 +51,7 @@ class Translator:
         self.requantize = Requantizer(writer, portable)
         self.convolve = ConvolutionWriter(writer, self.requantize, packed)
         self._axes = spatial_axes(program)
-        self._channels = _channels(program)
+        self._channels = channels_of(program)
         self._raised = _raised_tensors(program) if portable else frozenset()
 
     def translate(self, image: str) -> str:
@@ -192,21 +193,6 @@ def _raised_tensors(program: IntegerProgram) -> frozenset[str]:
     formats = {node.name: node.output for node in program if node.output is not None}
     kept = {name for name, written in formats.items() if written.zero_point % 2 == 0 or written.highest == np.iinfo(np.uint8).max}
     return frozenset(name for name in formats if not together[name] & (kept | {program.image.name}))
-
-
-def _channels(program: IntegerProgram) -> dict[str, int]:
-    """Channels of each tensor."""
-    channels: dict[str, int] = {}
-    for node in program:
-        if isinstance(node, ImageNode):
-            channels[node.name] = node.channels
-        elif isinstance(node, ConvolutionNode):
-            channels[node.name] = len(node.bias)
-        elif isinstance(node, ConcatNode):
-            channels[node.name] = sum(channels[source] for source in node.inputs)
-        else:
-            channels[node.name] = channels[node.inputs[0]]
-    return channels
 
 
 def spatial_axes(program: IntegerProgram) -> int:

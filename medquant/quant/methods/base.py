@@ -35,6 +35,7 @@ class WeightSite:
         channel_axis: axis with a scale for each entry, or None for one scale for the whole weight.
         bits: 1 to 8.
         output_axis: axis that runs over output channels; unlike ``channel_axis`` never None.
+        written_bits: width of what the layer writes, 1 to 8, 32 for float, None for the accumulators of the last layer.
     """
 
     name: str
@@ -42,6 +43,7 @@ class WeightSite:
     channel_axis: int | None
     bits: int
     output_axis: int = 0
+    written_bits: int | None = None
 
     @property
     def fan_in(self) -> int:
@@ -62,11 +64,13 @@ class ActivationSite:
         name: the group's name, that of its first tensor.
         is_image: whether it is the image and nothing else.
         signed: whether some of its tensors hold negative values.
+        widths: the widths of its tensors, each once, ascending.
     """
 
     name: str
     is_image: bool
     signed: bool
+    widths: tuple[int, ...] = ()
 
 
 class WeightQuantizer(nn.Module, ABC):
@@ -88,6 +92,14 @@ class WeightQuantizer(nn.Module, ABC):
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as the quantized layer uses it, same shape, differentiable."""
+
+    def bias(self, bias: Tensor) -> Tensor:
+        """The layer's bias as it is added, (O,), differentiable; on the accumulators' grid an exact network rounds it afterwards."""
+        return bias
+
+    def sums(self, sums: Tensor) -> Tensor:
+        """What the layer's weighted sums, (N, O, *S), become before anything else; an exact method leaves them as they are."""
+        return sums
 
     def per_channel_shape(self) -> list[int]:
         """Shape of a tensor with one entry for each scale, broadcastable to the weight."""
@@ -139,6 +151,9 @@ class Controller(nn.Module):
     Every part is optional; this class does nothing.
     """
 
+    def prepare(self, network: QuantNetwork) -> None:
+        """Once, when the network is built: the place for buffers that have its shapes."""
+
     def before_step(self, network: QuantNetwork, done: float) -> None:
         """Before the forward pass; ``done`` is the share of quantized training that lies behind, in [0, 1)."""
 
@@ -155,6 +170,9 @@ class Controller(nn.Module):
     def evaluation_passes(self) -> int:
         """How many forward passes an evaluation averages."""
         return 1
+
+    def before_pass(self, network: QuantNetwork, index: int) -> None:
+        """Outside training, before forward pass ``index`` of those that are averaged; the place to choose its random numbers."""
 
 
 class NoOptions(Section):
@@ -178,10 +196,10 @@ class Method(ABC):
     options: Section
     options_type: ClassVar[type[Section]] = NoOptions
     """Fields of ``quant.options``, each with a description."""
-    weight_bits: ClassVar[frozenset[int]] = ALL_BITS
-    """Widths of weights it can serve; 32 (float) is always possible."""
-    activation_bits: ClassVar[frozenset[int]] = ALL_BITS
-    """Widths of activations it can serve; 32 (float) is always possible."""
+    weight_bits: frozenset[int] = ALL_BITS
+    """Widths of weights it can serve, which may depend on options; 32 (float) is always possible."""
+    activation_bits: frozenset[int] = ALL_BITS
+    """Widths of activations likewise."""
     learns: ClassVar[bool] = True
     """False for methods that calibrate a trained float network and train nothing."""
 
@@ -189,7 +207,7 @@ class Method(ABC):
         try:
             self.options = self.options_type.model_validate(dict(options or {}))
         except ValidationError as error:
-            raise ConfigError("\n".join(describe_options(error, self.name, self.options_type))) from error
+            raise ConfigError(*describe_options(error, self.name, self.options_type)) from error
 
     @property
     def exact(self) -> bool:
@@ -219,6 +237,10 @@ class Method(ABC):
         if bits not in (None, FLOAT_BITS) and bits not in known:
             can = ", ".join(map(str, sorted(known)))
             raise ConfigError(f"{layer.name}: method {self.name} has {what} of {can} or 32 bits; found {bits}; change bits or method")
+
+    def stored(self, plan: QuantPlan) -> QuantPlan:
+        """The plan with the widths values need in memory, where a method's bits are not all of them (a sign not counted)."""
+        return plan
 
     @abstractmethod
     def weight(self, site: WeightSite) -> WeightQuantizer:

@@ -7,20 +7,24 @@ for power-of-two steps, Vandersteegen et al., 2021). Everything it produces is a
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from medquant.config.schema import Section
 from medquant.quant.calibration import search_activation_format, search_weight_exponents
 from medquant.quant.fake_quantize import fake_quantize_activation, fake_quantize_weight, quantize_weight
 from medquant.quant.formats import TensorFormat
 from medquant.quant.methods.base import (
     ActivationQuantizer,
     ActivationSite,
+    Controller,
     IntegerActivationQuantizer,
     IntegerWeightQuantizer,
     Method,
     WeightQuantizer,
     WeightSite,
 )
+from medquant.quant.methods.late_training import LateTraining
 
 
 class FixedPointWeight(IntegerWeightQuantizer):
@@ -89,8 +93,22 @@ class FixedPointActivation(IntegerActivationQuantizer):
         self._zero_point = int(self.zero_point)
 
 
+class FixedPointOptions(Section):
+    """Options of ``fixed_point``."""
+
+    freeze_above: float = Field(
+        default=0.0, ge=0, lt=1, description="share of steps with an oscillation above which a weight is frozen; 0: no freezing"
+    )
+    average_from: float = Field(
+        default=1.0, ge=0, le=1, description="share of quantized training after which latent weights are averaged; 1: no averaging"
+    )
+
+
 class FixedPoint(Method):
     """Learned power-of-two steps."""
+
+    options_type = FixedPointOptions
+    options: FixedPointOptions
 
     name = "fixed_point"
     summary = "learned power-of-two steps, per output channel for weights, per tensor for activations; exact integers"
@@ -102,3 +120,9 @@ class FixedPoint(Method):
     def activation(self, site: ActivationSite) -> ActivationQuantizer:
         """One exponent and one zero point."""
         return FixedPointActivation()
+
+    def controller(self) -> Controller:
+        """Freezing and averaging, where asked for."""
+        if self.options.freeze_above == 0 and self.options.average_from == 1:
+            return Controller()
+        return LateTraining(self.options.freeze_above, self.options.average_from)

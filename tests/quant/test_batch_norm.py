@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medquant.train.batch_norm import reestimate_batch_norm
+from medquant.quant.batch_norm import reestimate_batch_norm
 
 
 def _batches() -> list[torch.Tensor]:

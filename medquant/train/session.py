@@ -37,7 +37,7 @@ from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
 from medquant.train.batch_norm import reestimate_batch_norm
 from medquant.train.batches import KILLED, EpochBatches, worker_was_killed
-from medquant.train.building import build_network, configured_cache, outputs_for, plan_network
+from medquant.train.building import build_network, configured_cache, only_size, outputs_for, plan_network
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from medquant.train.precision import choose_device, use_bfloat16
 from medquant.train.recorder import Recorder
@@ -88,6 +88,7 @@ class TrainingSession:
         self.warm_epochs = round(config.train.epochs * config.train.warm_fraction)
         self.network = self._place(build_network(config, self.inputs, outputs_for(len(dataset.info.classes))))
         self.size_multiple = size_multiple(config.model.depth)
+        self.only_size = only_size(config)
         graph, self.plan = plan_network(config, self.network, self.inputs)
         QuantNetwork(graph, self.plan, self.method)  # bits that do not go together are refused now, not after the warm start
         self._check_epochs()
@@ -152,6 +153,10 @@ class TrainingSession:
             return CoarseRegion(predictor, preparation, data.region_margin_mm, data.patch_size, self.cache)
         return TruthCentredRegion(data.patch_size) if data.region == "paper_truth_centred" else WholeRegion()
 
+    def float_predictor(self, network: nn.Module) -> FloatPredictor:
+        """Predicts with a network that torch runs: the float twin, or the simulation of a quantized one."""
+        return FloatPredictor(network, self.size_multiple, self.dimensions, self.only_size)
+
     def _check_epochs(self) -> None:
         if self.warm_epochs == self.config.train.epochs:
             raise ConfigError(
@@ -178,9 +183,7 @@ class TrainingSession:
         watched, most = self.prepared("validation"), self.config.train.validation_slices
 
         def validate(network: nn.Module) -> Mapping[str, float]:
-            return (
-                mean_dice(watched, self.dataset.info, FloatPredictor(network, self.size_multiple, self.dimensions), most) if watched else {}
-            )
+            return mean_dice(watched, self.dataset.info, self.float_predictor(network), most) if watched else {}
 
         batches = EpochBatches(self._patches(), self.config.data, self.device, self.config.train.channels_last and self.dimensions == 2)
         return Surroundings(

@@ -16,7 +16,7 @@ from medquant.errors import ConfigError, InterruptedRunError
 from medquant.quant.network import QuantNetwork
 from medquant.train.batches import EpochBatches
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from medquant.train.losses import supervised_loss
+from medquant.train.losses import segmentation_loss
 from medquant.train.recorder import Recorder
 from medquant.train.reporting import Reporter
 from medquant.train.schedule import learning_rate
@@ -130,8 +130,8 @@ class StageRunner:
         self.optimizer.zero_grad(set_to_none=True)
         exact = self.progress.epoch >= self.plan.epochs - self.plan.float32_epochs
         with torch.autocast(self.around.device.type, torch.bfloat16, enabled=self.around.bfloat16 and not exact):
-            outputs = self.network(images)
-        loss = supervised_loss(outputs, labels)
+            logits = self.network(images)
+        loss = segmentation_loss(logits, labels)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()

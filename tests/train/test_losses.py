@@ -55,3 +55,14 @@ def test_bfloat16_logits_give_a_float32_loss_and_finite_gradients() -> None:
     assert float(loss.detach()) == pytest.approx(80.0 + 1 - 1 / 5, rel=1e-6)
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+def test_outputs_of_coarser_levels_weigh_half_as_much_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(2, 3, 4, 5, 5, generator=generator)
+    labels = torch.randint(4, (2, 5, 5), generator=generator)
+    finest, middle, coarsest = (float(segmentation_loss(outputs[:, level], labels)) for level in range(3))
+    # 1 + 1/2 + 1/4 = 7/4.
+    expected = (finest + middle / 2 + coarsest / 4) / 1.75
+    assert float(segmentation_loss(outputs, labels)) == pytest.approx(expected, rel=1e-6)
+    assert float(segmentation_loss(outputs[:, :1], labels)) == pytest.approx(finest, rel=1e-6)

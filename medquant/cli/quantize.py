@@ -52,12 +52,12 @@ def quantize(
     progress = TrainingProgress(voice)
     try:
         session = start_quantizing(QuantizeRequest(source, data, override or [], options, out, command), progress, stop)
-        voice.say(plan_table(session.plan).to_text())
+        voice.say(*plan_table(session.plan).to_text().split("\n"))
         voice.say(f"run folder: {session.run_folder.path}")
         session.run()
         finished = finish(session)
     finally:
         progress.close()
     folder = session.run_folder
-    lines = [scoreboard(finished.document).to_text(), f"run folder: {folder.path}", f"pictures:   {folder.pictures}/"]
-    voice.result("\n".join(lines), finished.document)
+    lines = [*scoreboard(finished.document).to_text().split("\n"), f"run folder: {folder.path}", f"pictures:   {folder.pictures}/"]
+    voice.result(lines, finished.document)

@@ -23,7 +23,8 @@ from medquant.quant.capture_float import (
     may_share_memory,
 )
 from medquant.quant.capture_operations import BUILDERS, argument, module_path, where
-from medquant.quant.graph import Add, AvgPool, BatchNorm, Convolution, FloatOperation, Graph, Input, Linear, Operation
+from medquant.quant.graph import BatchNorm, FloatOperation, Graph, Input, Linear, Operation
+from medquant.quant.plan import writes_new_values
 
 # Operations that change nothing at inference: the tensor goes through as it is.
 _TRANSPARENT = {
@@ -109,9 +110,10 @@ class _Translator:
     def _append(self, node: Any, operation: Operation) -> None:
         self.names[node.name] = operation.name
         self.operations.append(operation)
-        if isinstance(operation, FloatOperation | Linear) or (
-            not isinstance(operation, Convolution | Add | BatchNorm | AvgPool) and any(name in self.floating for name in operation.inputs)
-        ):
+        # A batch norm ends in a convolution, folded or of its own.
+        quantized = isinstance(operation, BatchNorm) or writes_new_values(operation)
+        moves_floats = not quantized and any(name in self.floating for name in operation.inputs)
+        if isinstance(operation, FloatOperation | Linear) or moves_floats:
             self.floating.add(operation.name)
 
     def _translate(self, node: Any) -> None:

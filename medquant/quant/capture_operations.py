@@ -158,8 +158,8 @@ def _upsample(translator: Reader, node: Any) -> Upsample:
     align_corners = mode == "linear" and argument(node, 2, "align_corners", False)
     if len(factors) != 1 or not exact or align_corners or (mode == "linear" and factors != {2}):
         raise NoIntegerFormError(
-            f"float: up-sampling {_times(before)} to {_times(after)}{' with aligned corners' if align_corners else ''}; exact are nearest "
-            "by one whole factor and linear by 2 without align_corners"
+            f"float: up-sampling {_times(before)} to {_times(after)}{' with aligned corners' if align_corners else ''}; "
+            "exact are nearest by one whole factor and linear by 2 without align_corners"
         )
     return Upsample(translator.name(node), (translator.source(node.args[0]),), factors.pop(), mode, len(before))
 

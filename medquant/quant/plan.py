@@ -92,6 +92,7 @@ def resolve_plan(
     sites, convolutions = [operation for operation in graph if writes_new_values(operation)], graph.convolutions
     if not convolutions:
         raise ConfigError("the network has no convolution; there is nothing to quantize")
+    _refuse_float_sites(rules, sites)
     _refuse_idle_weights(rules, sites)
     _refuse_idle_activations(rules, sites, graph)
     edges = {convolutions[0].name: "first layer", convolutions[-1].name: "last layer"}
@@ -114,17 +115,28 @@ def resolve_plan(
     layers = []
     for site in sites:
         bits, chosen = resolved[site.name], defaults[site.name]
+        if isinstance(site, FloatOperation | Linear):
+            bits = (bits[0], FLOAT_BITS)
         note = _note(site, graph, edges, bits, chosen, (wbits, abits), standard[site.name])
         layers.append(_layer(site, bits, note, is_last=site.name == graph.output))
     return QuantPlan(tuple(layers))
 
 
+def _refuse_float_sites(rules: Sequence[BitRule], sites: Sequence[Operation]) -> None:
+    """Refuse rules that only speak of what has no integer form; a rule for many layers passes such by."""
+    for rule in rules:
+        matched = [site for site in sites if rule.matches(site.name)]
+        floats = [site.name for site in matched if isinstance(site, FloatOperation | Linear)]
+        without_weights = all(isinstance(site, FloatOperation) for site in matched)
+        if matched and len(floats) == len(matched) and (without_weights or rule.weight_bits is None):
+            raise UsageError(
+                f"bit rule {rule.text!r} matches {', '.join(floats)} only, which writes real values and stays float; leave it out"
+            )
+
+
 def _refuse_idle_weights(rules: Sequence[BitRule], sites: Sequence[Operation]) -> None:
     for rule in rules:
         matched = [site for site in sites if rule.matches(site.name)]
-        if matched and all(isinstance(site, FloatOperation) for site in matched):
-            names = ", ".join(site.name for site in matched)
-            raise UsageError(f"bit rule {rule.text!r} matches {names} only, which has no integer form and stays float; leave it out")
         if rule.weight_bits is not None and matched and not any(isinstance(site, Convolution | Linear) for site in matched):
             names = ", ".join(site.name for site in matched)
             raise UsageError(f"bit rule {rule.text!r} gives weight bits to {names}, which has no weights; write '{rule.pattern}=/A'")

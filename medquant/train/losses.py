@@ -16,13 +16,20 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     With one output the classes are the two signs of the logit, and both count in Dice: the rarer of the two (a membrane, an
     organ) is what a score is lost on. With several, class 0 is left out of Dice, as background is by custom.
 
+    Deep supervision: of the outputs of several levels the losses are added with the weights 1, 1/2, 1/4, … over their sum, the
+    finest first (Isensee et al., nnU-Net, Nature Methods 2021, online methods).
+
     Args:
-        logits: (N, 1 or classes, *S), any float type.
+        logits: (N, 1 or classes, *S), any float type; with deep supervision (N, levels, 1 or classes, *S), all at full size.
         labels: class numbers, int64, (N, *S).
 
     Returns:
         A scalar in float32.
     """
+    if logits.dim() == labels.dim() + 2:
+        levels = logits.unbind(dim=1)
+        weighted = [0.5**level * segmentation_loss(each, labels) for level, each in enumerate(levels)]
+        return torch.stack(weighted).sum() / (2.0 - 0.5 ** (len(levels) - 1))
     logits = logits.float()
     if logits.shape[1] == 1:
         target = labels.unsqueeze(1).float()
@@ -54,25 +61,6 @@ def distillation_loss(logits: Tensor, taught: Tensor) -> Tensor:
     voxels = logits.numel() / logits.shape[1]
     divergence = F.kl_div(torch.log_softmax(logits, dim=1), torch.log_softmax(taught, dim=1), reduction="sum", log_target=True)
     return divergence / voxels
-
-
-def supervised_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    """The loss of a network's output, or of several with deep supervision: weights 1, 1/2, 1/4, … over their sum, finest first.
-
-    Source: Isensee et al., nnU-Net, Nature Methods 2021, supplementary note on training.
-
-    Args:
-        outputs: (N, 1 or classes, *S), or (N, heads, 1 or classes, *S), every head at full size.
-        labels: class numbers, int64, (N, *S).
-
-    Returns:
-        A scalar in float32.
-    """
-    if outputs.dim() == labels.dim() + 1:
-        return segmentation_loss(outputs, labels)
-    heads = outputs.unbind(dim=1)
-    weighted = [0.5**level * segmentation_loss(head, labels) for level, head in enumerate(heads)]
-    return torch.stack(weighted).sum() / (2.0 - 0.5 ** (len(heads) - 1))
 
 
 def _soft_dice(probability: Tensor, target: Tensor) -> Tensor:

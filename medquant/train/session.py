@@ -42,6 +42,7 @@ from medquant.train.building import (
     configured_method,
     configured_outputs,
     configured_size_multiple,
+    only_size,
     plan_network,
 )
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
@@ -94,6 +95,7 @@ class TrainingSession:
         self.warm_epochs = 0 if config.train.init is not None else round(config.train.epochs * config.train.warm_fraction)
         self.network = self._place(build_network(config, self.inputs, configured_outputs(config, len(dataset.info.classes))))
         self.size_multiple = configured_size_multiple(config)
+        self.only_size = only_size(config)
         graph, self.plan = plan_network(config, self.network, self.inputs)
         QuantNetwork(graph, self.plan, self.method)  # bits that do not go together are refused now, not after the warm start
         self._check_epochs()
@@ -165,6 +167,10 @@ class TrainingSession:
             return CoarseRegion(predictor, preparation, data.region_margin_mm, data.patch_size, self.cache)
         return TruthCentredRegion(data.patch_size) if data.region == "paper_truth_centred" else WholeRegion()
 
+    def float_predictor(self, network: nn.Module) -> FloatPredictor:
+        """Predicts with a network that torch runs: the float twin, or the simulation of a quantized one."""
+        return FloatPredictor(network, self.size_multiple, self.dimensions, self.only_size)
+
     def _check_epochs(self) -> None:
         if self.warm_epochs == self.config.train.epochs:
             raise ConfigError(
@@ -191,9 +197,7 @@ class TrainingSession:
         watched, most = self.prepared("validation"), self.config.train.validation_slices
 
         def validate(network: nn.Module) -> Mapping[str, float]:
-            return (
-                mean_dice(watched, self.dataset.info, FloatPredictor(network, self.size_multiple, self.dimensions), most) if watched else {}
-            )
+            return mean_dice(watched, self.dataset.info, self.float_predictor(network), most) if watched else {}
 
         batches = EpochBatches(self._patches(), self.config.data, self.device, self.config.train.channels_last and self.dimensions == 2)
         return Surroundings(

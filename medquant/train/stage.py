@@ -16,7 +16,7 @@ from medquant.errors import ConfigError, InterruptedRunError
 from medquant.quant.network import QuantNetwork
 from medquant.train.batches import EpochBatches
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
-from medquant.train.losses import distillation_loss, supervised_loss
+from medquant.train.losses import distillation_loss, segmentation_loss
 from medquant.train.optimizers import make_optimizer
 from medquant.train.recorder import Recorder
 from medquant.train.reporting import Reporter
@@ -136,7 +136,7 @@ class StageRunner:
         with torch.autocast(self.around.device.type, torch.bfloat16, enabled=self.around.bfloat16 and not exact):
             logits = self.network(images)
             taught = None if self.teacher is None else self.teacher(images)
-        loss = supervised_loss(logits, labels)
+        loss = segmentation_loss(logits, labels)
         if taught is not None and self.quant is not None:
             loss = loss + self.quant.distillation * distillation_loss(logits, taught)
         loss.backward()

@@ -217,7 +217,7 @@ def test_inspect_says_what_a_folder_is() -> None:
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int, times: int = 1) -> None:
     """Send this process a signal while the given optimiser step runs."""
-    loss, steps = stage_module.supervised_loss, iter(range(1, 1000))
+    loss, steps = stage_module.segmentation_loss, iter(range(1, 1000))
 
     def signalled(*args: object) -> object:
         if next(steps) == step:
@@ -225,7 +225,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: int, times: 
                 os.kill(os.getpid(), number)
         return loss(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage_module, "supervised_loss", signalled)
+    monkeypatch.setattr(stage_module, "segmentation_loss", signalled)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -215,6 +215,22 @@ def _changed_in_place(net: Any, x: Tensor) -> Tensor:
     return same + x  # the same memory: twice as large
 
 
+def test_a_join_is_float_only_where_real_values_reach_it() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        gated = torch.sigmoid(net.a(x))
+        quantized = F.interpolate(F.max_pool2d(gated, 2), scale_factor=2, mode="bilinear")
+        copied = F.interpolate(F.max_pool2d(gated, 2), scale_factor=2)
+        return torch.cat([net.c(torch.cat([quantized, x], 1)), net.d(torch.cat([copied, x], 1))], 1)
+
+    modules = {"c": nn.Conv2d(4, 2, 1), "d": nn.Conv2d(4, 2, 1)}
+    graph = read(run, a=nn.Conv2d(2, 2, 1), **modules)
+    joins = {operation.name: operation.inputs for operation in graph if isinstance(operation, Concat)}
+    # Linear up-sampling writes integers of its own; pooling and copying pass real values on.
+    assert joins == {"concat": ("upsample_bilinear2d", "input"), "concat_2": ("c", "d")}
+    floats = [(operation.kind, operation.inputs) for operation in graph if isinstance(operation, FloatOperation)]
+    assert floats == [("sigmoid", ("a",)), ("join", ("upsample_nearest2d", "input"))]
+
+
 def _masked(net: Any, x: Tensor) -> Tensor:
     """A mask that is filled in by parts, as those of shifted windows are."""
     mask = torch.zeros(1, 1, *x.shape[2:])

@@ -126,7 +126,7 @@ def test_a_finished_coarse_stage_is_left_alone(run: Path, tmp_path: Path, monkey
     shutil.copytree(run, folder)
     before = {file: file.stat().st_mtime_ns for file in (folder / "coarse").rglob("*")}
     (folder / "model.mq").unlink()
-    monkeypatch.setattr(stage_module, "supervised_loss", None)  # not a step is trained
+    monkeypatch.setattr(stage_module, "segmentation_loss", None)  # not a step is trained
     session = resume_small(folder)
     session.run()
     finish_small(session)

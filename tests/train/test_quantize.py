@@ -50,7 +50,7 @@ def quantized(source: Path, out: Path, *overrides: str, pictures: bool = False, 
 
 @pytest.fixture
 def nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_module, "supervised_loss", None)
+    monkeypatch.setattr(stage_module, "segmentation_loss", None)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------------

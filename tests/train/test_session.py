@@ -204,7 +204,7 @@ def test_resuming_a_finished_run_repeats_only_what_follows_training(
     before = _timeless(_json(run / "eval.json"))
     (run / "eval.json").unlink()
     (run / "model.mq").unlink()
-    monkeypatch.setattr(stage_module, "supervised_loss", None)  # not a step is trained
+    monkeypatch.setattr(stage_module, "segmentation_loss", None)  # not a step is trained
     session = resume_small(run)
     session.run()
     finish_small(session)

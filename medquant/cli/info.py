@@ -21,7 +21,7 @@ def info(as_json: JsonOption = False, quiet: QuietOption = False, verbose: Verbo
     voice = Voice(as_json, quiet, verbose)
     found: dict[str, dict[str, str]] = {
         "methods": {name: method.summary for name, method in METHODS.items()},
-        "networks": {name: (network.__doc__ or "").splitlines()[0] for name, network in MODELS.items()},
+        "networks": {name: network.describe() for name, network in MODELS.items()},
         "engines": {name: engine.info.summary for name, engine in ENGINES.items()},
         "datasets": {reader.name: reader.layout for reader in DATASETS},
         "metrics": dict(METRICS),

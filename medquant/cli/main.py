@@ -14,6 +14,7 @@ from medquant.cli.inspect import inspect
 from medquant.cli.plan import plan
 from medquant.cli.predict import predict
 from medquant.cli.prepare import prepare
+from medquant.cli.quantize import quantize
 from medquant.cli.report import report
 from medquant.cli.train import train
 from medquant.cli.verify import verify
@@ -31,6 +32,7 @@ app.command("plan")(plan)
 app.command("export")(export)
 app.command("verify")(verify)
 app.command("predict")(predict)
+app.command("quantize")(quantize)
 app.command("report")(report)
 app.command("info")(info)
 app.command("doctor")(doctor)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo, model_validator
 
 from medquant.config.bits import is_bits, parse_rule
 from medquant.errors import UsageError
@@ -113,9 +113,22 @@ class ModelConfig(Section):
     channels: int = Field(default=32, ge=1, le=256, description="channels of the first level")
     depth: int = Field(default=4, ge=2, le=6, description="levels of resolution, the bottom included")
     block: Literal["conv_norm_act", "conv_act_norm"] = Field(default="conv_norm_act", description="order inside a block")
-    upsample: Literal["bilinear", "nearest", "transposed"] = Field(default="bilinear", description="how the decoder doubles the resolution")
+    upsample: Literal["auto", "bilinear", "nearest", "transposed"] = Field(
+        default="auto", description="how the decoder doubles the resolution; auto: the network's own way"
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="share of channels dropped in float training; 0: none")
     dimensions: Annotated[Literal[2, 3], BeforeValidator(_check_whole)] = Field(default=2, description="2 for slices, 3 for volumes")
+    norm: Literal["auto", "batch", "instance", "group"] = Field(
+        default="auto", description="normalisation; auto: batch, which folds away exactly, where the network offers it; others stay float"
+    )
+    activation: Literal["auto", "relu", "leaky_relu", "prelu"] = Field(
+        default="auto", description="rectifier; auto: relu, which is exact, where the network offers it; others stay float"
+    )
+    residual_units: int = Field(default=0, ge=0, le=4, description="residual units of a level (monai_unet), residual blocks (dynunet)")
+    arguments: dict[str, JsonValue] = Field(
+        default={}, description="of a network that was brought along (train.init), as its own maker wrote them; not for users to write"
+    )
+    deep_supervision: bool = Field(default=False, description="also train the outputs of coarser levels in float training (dynunet)")
 
 
 class QuantConfig(Section):
@@ -158,6 +171,9 @@ class TrainConfig(Section):
     channels_last: bool = Field(default=True, description="store tensors channels last, which is faster")
     float_twin: bool = Field(default=True, description="also finish the float network, for comparison")
     twin_from: Name | None = Field(default=None, description="run folder whose warm start and float twin are used instead of new ones")
+    init: Name | None = Field(
+        default=None, description="MONAI bundle or nnU-Net result folder whose network and weights take the place of the warm start"
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="processor threads; none: as many as torch takes"
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from medquant.deploy.bitpacking import packed_size_bytes
 from medquant.quant.formats import FLOAT_BITS
-from medquant.quant.graph import BatchNorm, Convolution, Graph, Operation
+from medquant.quant.graph import BatchNorm, Convolution, FloatOperation, Graph, Linear, Operation
 from medquant.quant.plan import QuantPlan
 from medquant.quant.program import ConvolutionNode, IntegerProgram, Node
 from medquant.quant.shapes import Shape, infer_shapes
@@ -171,7 +171,9 @@ def _graph_step(operation: Operation, plan: QuantPlan, sharing: Sharing) -> _Ste
         # Gain and offset; the running statistics can be worked into them.
         channels = int(operation.scale.numel())
         return _Step(operation.name, operation.inputs, bits, FLOAT_BITS, channels, channels)
-    if isinstance(operation, Convolution):
+    if isinstance(operation, FloatOperation):
+        return _Step(operation.name, operation.inputs, bits, plan[operation.name].weight_bits, operation.parameters)
+    if isinstance(operation, Convolution | Linear):
         weights = int(operation.weight.numel())
         return _Step(operation.name, operation.inputs, bits, plan[operation.name].weight_bits, weights, operation.out_channels)
     return _Step(operation.name, operation.inputs, bits)

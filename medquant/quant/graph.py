@@ -139,6 +139,76 @@ class Add(Operation):
 
 
 @dataclass(frozen=True)
+class Linear(Operation):
+    """A matrix product over the last axis: quantized weights, real values in and out."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def out_channels(self) -> int:
+        """Number of output features."""
+        return int(self.weight.shape[0])
+
+
+@dataclass(frozen=True)
+class ReadInput:
+    """Stands for one of the tensors a float operation reads, by its place among them."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """Stands for one of the tensors a float operation holds, by its place among them."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class BatchMultiple:
+    """Stands for a length that grows with the number of images: so many for each."""
+
+    each: int
+
+
+FloatArgument = object
+"""A number, text, None, one of the three above, or a tuple of these."""
+
+
+@dataclass(frozen=True)
+class FloatOperation(Operation):
+    """An operation without an integer form: it reads and writes real values, as torch computes them.
+
+    Args:
+        kind: what it is, for the plan.
+        reason: why it is float, and what would make it exact, where something does.
+        target: the torch operator, such as ``aten.softmax.int``.
+        arguments: its arguments by place.
+        keywords: its arguments by name.
+        tensors: parameters and constants it holds.
+        trainable: for each of them, whether it is a parameter.
+        part: which of its results is meant, where it has several; None for the one it has.
+        any_size: whether it means the same for images of every size; False where lengths of one size are written into it.
+    """
+
+    kind: str
+    reason: str
+    target: str
+    arguments: tuple[FloatArgument, ...]
+    keywords: tuple[tuple[str, FloatArgument], ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+    trainable: tuple[bool, ...] = ()
+    part: int | None = None
+    any_size: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values it holds."""
+        return sum(int(tensor.numel()) for tensor, learns in zip(self.tensors, self.trainable, strict=True) if learns)
+
+
+@dataclass(frozen=True)
 class Graph:
     """Operations in an order in which they can run; the last result read by nobody is ``output``."""
 

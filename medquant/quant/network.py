@@ -6,7 +6,7 @@ of two, and float32 sums such integers exactly below 2**24; a layer whose accumu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,24 @@ from medquant.errors import ConfigError
 from medquant.quant.calibration import thin_out
 from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
+from medquant.quant.float_run import run_float
+from medquant.quant.float_tensors import FloatTensors
 from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat, float32_adds_exactly
-from medquant.quant.graph import Add, AvgPool, BatchNorm, Concat, Convolution, Graph, Input, MaxPool, Operation, Relu, Upsample
+from medquant.quant.graph import (
+    Add,
+    AvgPool,
+    BatchNorm,
+    Concat,
+    Convolution,
+    FloatOperation,
+    Graph,
+    Input,
+    Linear,
+    MaxPool,
+    Operation,
+    Relu,
+    Upsample,
+)
 from medquant.quant.methods.base import (
     ActivationQuantizer,
     ActivationSite,
@@ -64,6 +80,9 @@ class QuantNetwork(nn.Module):
                 self._add_convolution(operation)
             elif isinstance(operation, BatchNorm):
                 self.norms[_key(operation.name)] = _live_norm(operation)
+            if isinstance(operation, Linear):
+                self._add_linear(operation)
+        self.float_tensors = FloatTensors(graph)
         self._add_activation_quantizers()
         self._last_reader = _last_readers(graph)
         self._observed: dict[str, list[Tensor]] | None = None
@@ -85,6 +104,14 @@ class QuantNetwork(nn.Module):
             shape, bits = tuple(operation.weight.shape), int(layer.weight_bits or 0)
             site = WeightSite(operation.name, shape, axis, bits, geometry.channel_axis, layer.activation_bits)
             self.weight_quantizers[key] = self.method.weight(site)
+
+    def _add_linear(self, operation: Linear) -> None:
+        key, bits = _key(operation.name), self.plan[operation.name].weight_bits
+        self.weights[key] = nn.Parameter(operation.weight.detach().clone().float())
+        bias = torch.zeros(operation.out_channels) if operation.bias is None else operation.bias.detach().clone().float()
+        self.biases[key] = nn.Parameter(bias)
+        if bits not in (None, FLOAT_BITS):
+            self.weight_quantizers[key] = self.method.weight(WeightSite(operation.name, tuple(operation.weight.shape), 0, int(bits or 0)))
 
     def _add_activation_quantizers(self) -> None:
         members: dict[str, list[str]] = {}
@@ -131,10 +158,14 @@ class QuantNetwork(nn.Module):
     def layer_parameters(self, name: str, in_training: bool = False) -> tuple[Tensor, Tensor]:
         """Latent weight and bias of a convolution; but for training, as the method wants them evaluated."""
         key = _key(name)
-        weight, bias = self.weights[key], self.biases[key]
+        weight, bias = self.parameters_of(name)
         if in_training:
             return weight, bias
         return self.controller.evaluated(f"weights/{key}", weight), self.controller.evaluated(f"biases/{key}", bias)
+
+    def parameters_of(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """Latent weight and bias of a convolution themselves, for corrections that change them in place."""
+        return self.weights[_key(name)], self.biases[_key(name)]
 
     def tensor_format(self, tensor: str, exponents: dict[str, int] | None = None) -> TensorFormat | None:
         """The format a tensor is stored in: the widest of the sites it holds, None where it is not quantized."""
@@ -164,11 +195,12 @@ class QuantNetwork(nn.Module):
         yield from self.weights.parameters()
         yield from self.biases.parameters()
         yield from self.norms.parameters()
+        yield from self.float_tensors.parameters()
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Latent weights by layer name."""
         for operation in self.graph:
-            if isinstance(operation, Convolution):
+            if isinstance(operation, Convolution | Linear):
                 yield operation.name, self.weights[_key(operation.name)]
 
     def weight_rates(self, optimizer: str) -> Iterator[tuple[nn.Parameter, float]]:
@@ -217,6 +249,32 @@ class QuantNetwork(nn.Module):
                     values.pop(source, None)  # an operation may read one tensor twice
         return values[self.graph.output]
 
+    def walk(self, images: Sequence[Tensor], visit: Callable[[Convolution, list[Tensor]], list[Tensor]], quantized: bool = True) -> None:
+        """Run all images side by side, one operation at a time; float32 throughout, so wide sums may miss their last bits.
+
+        Args:
+            images: each (N, C, *S).
+            visit: sees what each convolution computes for every image, before rectifier and quantizer, and returns what goes on.
+            quantized: False runs the float network over the same latent weights.
+        """
+        exponents, observed = self.exponents(), self._observed
+        values: list[dict[str, Tensor]] = [{} for _ in images]
+        self._observed = observed if quantized else {}
+        try:
+            for operation in self.graph:
+                if isinstance(operation, Convolution):
+                    outputs = visit(operation, [self._convolve(operation, held[operation.inputs[0]], exponents, False) for held in values])
+                    written = [self._write(operation, output, exponents, operation.relu) for output in outputs]
+                else:
+                    written = [self._run(operation, image, held, exponents) for image, held in zip(images, values, strict=True)]
+                for held, result in zip(values, written, strict=True):
+                    held[operation.name] = result
+                    for source in operation.inputs:
+                        if self._last_reader[source] == operation.name:
+                            held.pop(source, None)
+        finally:
+            self._observed = observed
+
     def _run(self, operation: Operation, image: Tensor, values: dict[str, Tensor], exponents: dict[str, int]) -> Tensor:
         inputs = [values[name] for name in operation.inputs]
         if isinstance(operation, Convolution):
@@ -245,7 +303,17 @@ class QuantNetwork(nn.Module):
             # backward pass: computing them again there costs little and saves about a tenth of a step's memory.
             again: Tensor = checkpoint(self._up_sample, operation, inputs[0], exponents, use_reentrant=False, preserve_rng_state=False)
             return again
+        if isinstance(operation, Linear):
+            return self._write(operation, self._multiply(operation, inputs[0]), exponents, relu=False)
+        if isinstance(operation, FloatOperation):
+            computed = run_float(operation, inputs, self.float_tensors.of(operation), image.shape[0])
+            return self._write(operation, computed, exponents, relu=False)
         raise ConfigError(f"{operation.name}: no way to run {type(operation).__name__}")
+
+    def _multiply(self, operation: Linear, x: Tensor) -> Tensor:
+        weight, bias = self.layer_parameters(operation.name, self.training)
+        quantizer = None if self._observed is not None else self.weight_quantizer(operation.name)
+        return F.linear(x, weight if quantizer is None else quantizer(weight), bias)
 
     def _sum(self, operation: Add, inputs: list[Tensor], exponents: dict[str, int]) -> Tensor:
         first, second = (exponents.get(self.sharing.group_of(name), 0) for name in operation.inputs)
@@ -273,7 +341,7 @@ class QuantNetwork(nn.Module):
         quantized: Tensor = quantizer(x, exponents.get(group, 0), bits, relu)
         return quantized.float() if quantized.dtype == torch.float64 else quantized
 
-    def _convolve(self, operation: Convolution, x: Tensor, exponents: dict[str, int]) -> Tensor:
+    def _convolve(self, operation: Convolution, x: Tensor, exponents: dict[str, int], exact: bool = True) -> Tensor:
         weight, bias = self.layer_parameters(operation.name, self.training)
         quantizer = None if self._observed is not None else self.weight_quantizer(operation.name)
         reads = self.activation_quantizer(operation.inputs[0])
@@ -283,7 +351,7 @@ class QuantNetwork(nn.Module):
                 exponent = exponents[self.sharing.group_of(operation.inputs[0])]
                 grid = torch.exp2(-(quantizer.exponents() + exponent).float())
                 bias = round_to_grid(bias, _per_channel(grid, operation))
-                if not self.training and self._is_wide(operation, weight, bias, grid, exponents):
+                if exact and not self.training and self._is_wide(operation, weight, bias, grid, exponents):
                     x, weight, bias = x.double(), weight.double(), bias.double()
         sums = convolve(x, weight, bias, operation.geometry)
         return sums if quantizer is None else quantizer.sums(sums)
@@ -312,8 +380,9 @@ class QuantNetwork(nn.Module):
         Raises:
             ConfigError: there is no batch, or the network is not finite on it.
         """
-        self._observed, was_training = {}, self.training
         images = list(batches)
+        self.method.before_calibration(self)
+        self._observed, was_training = {}, self.training
         # Batch norm that is kept must not learn from the images twice.
         self.eval()
         try:
@@ -330,7 +399,7 @@ class QuantNetwork(nn.Module):
             quantizer = self.activation_quantizer(group)
             if quantizer is not None:
                 quantizer.initialise(self._group_samples(group, observed), group in self.sharing.signed)
-        for name in [operation.name for operation in self.graph if isinstance(operation, Convolution)]:
+        for name in [operation.name for operation in self.graph if isinstance(operation, Convolution | Linear)]:
             weight_quantizer = self.weight_quantizer(name)
             if weight_quantizer is not None:
                 with torch.no_grad():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from medquant.config.bits import BitRule, resolve
 from medquant.errors import ConfigError, UsageError
 from medquant.quant.formats import FLOAT_BITS
-from medquant.quant.graph import Add, AvgPool, BatchNorm, Convolution, Graph, Input, Operation, Upsample
+from medquant.quant.graph import Add, AvgPool, BatchNorm, Convolution, FloatOperation, Graph, Input, Linear, Operation, Upsample
 
 DefaultBits = Callable[[Operation, Graph, tuple[int, int]], tuple[int, int]]
 """From a layer, its graph and the bits (weight, activation) it would have, to those it gets where no rule speaks of it."""
@@ -69,7 +69,7 @@ def writes_new_values(operation: Operation) -> bool:
     """Whether an operation computes values that need a quantizer; pooling by maximum, copies and joins only move integers."""
     if isinstance(operation, Upsample):
         return operation.mode == "linear"
-    return isinstance(operation, Input | Convolution | BatchNorm | Add | AvgPool)
+    return isinstance(operation, Input | Convolution | BatchNorm | Add | AvgPool | Linear | FloatOperation)
 
 
 def resolve_plan(
@@ -92,6 +92,7 @@ def resolve_plan(
     sites, convolutions = [operation for operation in graph if writes_new_values(operation)], graph.convolutions
     if not convolutions:
         raise ConfigError("the network has no convolution; there is nothing to quantize")
+    _refuse_float_sites(rules, sites)
     _refuse_idle_weights(rules, sites)
     _refuse_idle_activations(rules, sites, graph)
     edges = {convolutions[0].name: "first layer", convolutions[-1].name: "last layer"}
@@ -104,6 +105,8 @@ def resolve_plan(
             activation = FLOAT_BITS
         if isinstance(site, BatchNorm):
             weight = FLOAT_BITS
+        if isinstance(site, FloatOperation | Linear):
+            activation = FLOAT_BITS
         standard[site.name] = weight, activation
     defaults = {
         site.name: standard[site.name] if default_bits is None else default_bits(site, graph, standard[site.name]) for site in sites
@@ -112,15 +115,29 @@ def resolve_plan(
     layers = []
     for site in sites:
         bits, chosen = resolved[site.name], defaults[site.name]
+        if isinstance(site, FloatOperation | Linear):
+            bits = (bits[0], FLOAT_BITS)
         note = _note(site, graph, edges, bits, chosen, (wbits, abits), standard[site.name])
         layers.append(_layer(site, bits, note, is_last=site.name == graph.output))
     return QuantPlan(tuple(layers))
 
 
+def _refuse_float_sites(rules: Sequence[BitRule], sites: Sequence[Operation]) -> None:
+    """Refuse rules that only speak of what has no integer form; a rule for many layers passes such by."""
+    for rule in rules:
+        matched = [site for site in sites if rule.matches(site.name)]
+        floats = [site.name for site in matched if isinstance(site, FloatOperation | Linear)]
+        without_weights = all(isinstance(site, FloatOperation) for site in matched)
+        if matched and len(floats) == len(matched) and (without_weights or rule.weight_bits is None):
+            raise UsageError(
+                f"bit rule {rule.text!r} matches {', '.join(floats)} only, which writes real values and stays float; leave it out"
+            )
+
+
 def _refuse_idle_weights(rules: Sequence[BitRule], sites: Sequence[Operation]) -> None:
     for rule in rules:
         matched = [site for site in sites if rule.matches(site.name)]
-        if rule.weight_bits is not None and matched and not any(isinstance(site, Convolution) for site in matched):
+        if rule.weight_bits is not None and matched and not any(isinstance(site, Convolution | Linear) for site in matched):
             names = ", ".join(site.name for site in matched)
             raise UsageError(f"bit rule {rule.text!r} gives weight bits to {names}, which has no weights; write '{rule.pattern}=/A'")
 
@@ -170,6 +187,11 @@ def _note(
 
 def _layer(site: Operation, bits: tuple[int, int], note: str, is_last: bool) -> LayerPlan:
     weight_bits, activation_bits = bits
+    if isinstance(site, FloatOperation):
+        return LayerPlan(site.name, site.kind, FLOAT_BITS if site.parameters else None, FLOAT_BITS, site.parameters, note=site.reason)
+    if isinstance(site, Linear):
+        note = "float: reads and writes real values" + (f"; {note}" if note else "")
+        return LayerPlan(site.name, "linear", weight_bits, FLOAT_BITS, site.weight.numel(), site.out_channels, note)
     # Accumulators are compared as they are, so the last convolution writes no quantized tensor.
     written = None if is_last and isinstance(site, Convolution) else activation_bits
     if isinstance(site, BatchNorm):

@@ -12,8 +12,10 @@ from medquant.quant.graph import (
     Concat,
     ConvGeometry,
     Convolution,
+    FloatOperation,
     Graph,
     Input,
+    Linear,
     MaxPool,
     Operation,
     Relu,
@@ -51,7 +53,7 @@ def infer_shapes(network: IntegerProgram | Graph, input_shape: Sequence[int]) ->
         if unknown:
             raise ConfigError(f"{step.name} reads {unknown[0]!r}, which nothing before it writes")
         shape = _shape_of(step, [shapes[name] for name in step.inputs], tuple(input_shape))
-        if min(shape) < 1:
+        if shape and min(shape) < 1:
             raise ConfigError(f"{step.name} leaves nothing of an image of shape {tuple(input_shape)} ({shape}); use a larger image")
         shapes[step.name] = shape
     return shapes
@@ -81,6 +83,15 @@ def _shape_of(step: Node | Operation, reads: list[Shape], image: Shape) -> Shape
         return reads[0]
     if isinstance(step, Relu | ReluNode | BatchNorm):
         return reads[0]
+    if isinstance(step, Linear):
+        if reads[0][-1] != step.weight.shape[1]:
+            raise ConfigError(f"{step.name}: a weight {tuple(step.weight.shape)} for a tensor of shape {reads[0]}")
+        return (*reads[0][:-1], step.out_channels)
+    if isinstance(step, FloatOperation):
+        # Imported here: model files hold no such operation and are read without torch.
+        from medquant.quant.float_run import float_shape
+
+        return float_shape(step, reads, image[0])
     raise ConfigError(f"{step.name}: no rule for the shape of {type(step).__name__}")
 
 

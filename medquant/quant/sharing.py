@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medquant.quant.graph import Add, BatchNorm, Concat, Convolution, Graph, Operation, Relu
+from medquant.quant.graph import Add, BatchNorm, Concat, Convolution, FloatOperation, Graph, Linear, Operation, Relu
 from medquant.quant.plan import writes_new_values
 
 
@@ -61,7 +61,7 @@ def find_sharing(graph: Graph) -> Sharing:
 def _is_non_negative(operation: Operation, known: dict[str, bool]) -> bool:
     if isinstance(operation, Relu) or (isinstance(operation, Convolution | Add | BatchNorm) and operation.relu):
         return True
-    if isinstance(operation, Convolution | BatchNorm) or not operation.inputs:
+    if isinstance(operation, Convolution | BatchNorm | Linear | FloatOperation) or not operation.inputs:
         return False
     # Everything else moves, averages or adds what it reads.
     return all(known[source] for source in operation.inputs)

@@ -68,14 +68,15 @@ def coarse_config(config: Config, dataset: Dataset, split: Split, axis: SliceAxi
         "batch_size": _BATCH,
         "raters": "majority",
     }
-    model = {"name": "unet", "dimensions": 2, "channels": _CHANNELS, "depth": _DEPTH, "dropout": 0.0}
-    quant = {"method": "fixed_point", "wbits": 8, "abits": 8, "edge_bits": 8, "layer_bits": ()}
+    model = {"name": "unet", "arguments": {}, "dimensions": 2, "channels": _CHANNELS, "depth": _DEPTH, "dropout": 0.0}
+    quant = {"method": "fixed_point", "wbits": 8, "abits": 8, "edge_bits": 8, "layer_bits": (), "options": {}, "distillation": 0.0}
     train = {
         "epochs": _EPOCHS,
         "warm_fraction": 0.6,
         "steps_per_epoch": _STEPS,
         "float_twin": False,
         "twin_from": None,
+        "init": None,
         "float32_epochs": 0,
     }
     watched = "validation" if split.validation else "train"

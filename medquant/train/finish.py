@@ -93,7 +93,7 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
         # Scored is the file that leaves the run, not the network in memory.
         predictor = ProgramPredictor(load_packed(session.run_folder.model).program, session.size_multiple, config.eval.engine)
     else:
-        predictor = FloatPredictor(_trained_float(session), session.size_multiple, session.dimensions)
+        predictor = session.float_predictor(_trained_float(session))
     session.reporter.message(f"scoring {len(cases)} cases of the {config.eval.split} part")
     evaluation = _evaluate(session, cases, predictor)
     _say_what_was_not_found(session, evaluation)
@@ -188,7 +188,7 @@ def _twin_predictor(session: TrainingSession) -> FloatPredictor | None:
     if session.plan.is_float or not has_checkpoint(session.run_folder.twin):
         return None
     load_model(load_checkpoint(session.run_folder.twin), session.network)
-    return FloatPredictor(session.network, session.size_multiple, session.dimensions)
+    return session.float_predictor(session.network)
 
 
 def _evaluate(session: TrainingSession, cases: Sequence[PreparedCase], predictor: MaskPredictor) -> Evaluation:
@@ -217,7 +217,8 @@ def _heed_stop(session: TrainingSession) -> None:
 
 def weigh_session(session: TrainingSession, cases: Sequence[PreparedCase]) -> Ledger:
     """The ledger of a finished run for one slice, or one block, of its first case."""
-    shape = (1, session.inputs, *shown_at_once(cases[0].window.shape, session.size_multiple, session.dimensions))
+    size = session.only_size or shown_at_once(cases[0].window.shape, session.size_multiple, session.dimensions)
+    shape = (1, session.inputs, *size)
     run, wbits = session.run_folder, session.config.quant.wbits
     parameters = sum(parameter.numel() for parameter in session.network.parameters())
     if session.is_integer:

@@ -16,13 +16,20 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     With one output the classes are the two signs of the logit, and both count in Dice: the rarer of the two (a membrane, an
     organ) is what a score is lost on. With several, class 0 is left out of Dice, as background is by custom.
 
+    Deep supervision: of the outputs of several levels the losses are added with the weights 1, 1/2, 1/4, … over their sum, the
+    finest first (Isensee et al., nnU-Net, Nature Methods 2021, online methods).
+
     Args:
-        logits: (N, 1 or classes, *S), any float type.
+        logits: (N, 1 or classes, *S), any float type; with deep supervision (N, levels, 1 or classes, *S), all at full size.
         labels: class numbers, int64, (N, *S).
 
     Returns:
         A scalar in float32.
     """
+    if logits.dim() == labels.dim() + 2:
+        levels = logits.unbind(dim=1)
+        weighted = [0.5**level * segmentation_loss(each, labels) for level, each in enumerate(levels)]
+        return torch.stack(weighted).sum() / (2.0 - 0.5 ** (len(levels) - 1))
     logits = logits.float()
     if logits.shape[1] == 1:
         target = labels.unsqueeze(1).float()

@@ -12,7 +12,7 @@ from medquant.config.schema import Config, QuantConfig
 from medquant.data.prepared import PreparedCase
 from medquant.deploy.metadata import ModelMetadata
 from medquant.evaluate.evaluation import Evaluation
-from medquant.train.building import outputs_for
+from medquant.train.building import configured_outputs
 from medquant.train.session import TrainingSession
 
 
@@ -33,7 +33,7 @@ def model_metadata(session: TrainingSession, metrics: Mapping[str, object]) -> M
         "size_multiple": session.size_multiple,
         "classes": dict(info.classes),
         "scored": info.scored,
-        "positive_class": max(info.classes) if outputs_for(len(info.classes)) == 1 else None,
+        "positive_class": max(info.classes) if configured_outputs(config, len(info.classes)) == 1 else None,
         "float_parameters": sum(parameter.numel() for parameter in session.network.parameters()),
         "dataset": info.name,
         "data_sha256": session.dataset.content_sha256,
@@ -103,6 +103,7 @@ def _shareable(config: Config) -> dict[str, object]:
     dumped["data"]["path"] = None
     dumped["data"]["cache"] = None
     dumped["train"]["twin_from"] = None
+    dumped["train"]["init"] = None
     # Stands in the file on its own.
     del dumped["card"]
     return dict(dumped)

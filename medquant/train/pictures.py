@@ -24,12 +24,13 @@ _ROWS = 3
 def draw_pictures(
     session: TrainingSession, cases: Sequence[PreparedCase], evaluation: Evaluation, twin: Evaluation | None, document: Mapping[str, object]
 ) -> None:
-    """Write ``training.png``, ``dice_memory.png`` and ``overlay.png`` into the run's ``pictures/``."""
+    """Write ``training.png`` (where something was trained), ``dice_memory.png`` and ``overlay.png`` into the run's ``pictures/``."""
     folder, info = session.run_folder.pictures, session.dataset.info
     folder.mkdir(exist_ok=True)
     quant = session.config.quant
     label = "float" if session.plan.is_float else f"W{quant.wbits}A{quant.abits}"
-    training_curves(read_records(session.run_folder.path / METRICS_NAME), folder / "training.png")
+    if records := read_records(session.run_folder.path / METRICS_NAME):
+        training_curves(records, folder / "training.png")
     named = ([("float", twin)] if twin is not None else []) + [(label, evaluation)]
     overlay_figure(_overlay_rows([_as_seen(case) for case in pictured(cases)], info, named), folder / "overlay.png")
     dice_against_memory(

@@ -12,7 +12,7 @@ from medquant.errors import UsageError
 from medquant.evaluate.ledger import Ledger, weigh_plan
 from medquant.quant.network import QuantNetwork
 from medquant.quant.plan import QuantPlan
-from medquant.train.building import build_network, configured_method, outputs_for, plan_network
+from medquant.train.building import build_network, configured_method, configured_outputs, patch_size, plan_network
 from medquant.train.run_folder import RunFolder, stored_config
 from medquant.train.start import TrainRequest, resolve_config
 
@@ -49,15 +49,15 @@ def make_plan(request: PlanRequest) -> PlannedNetwork:
     """
     if request.target is None:
         config, dataset = resolve_config(TrainRequest(request.config_file, request.overrides, request.options))
-        return _plan_config(config, len(dataset.info.channels), outputs_for(len(dataset.info.classes)))
+        return _plan_config(config, len(dataset.info.channels), configured_outputs(config, len(dataset.info.classes)))
     if request.options or request.overrides or request.config_file is not None:
         raise UsageError(f"{request.target} has its plan already; leave out the other options, or leave out {request.target}")
     if request.target.is_dir():
         run = RunFolder.open(request.target)
-        return _plan_config(run.config, run.channels, outputs_for(len(run.classes)))
+        return _plan_config(run.config, run.channels, configured_outputs(run.config, len(run.classes)))
     packed = load_model(request.target)
     config = stored_config(packed.metadata.config, request.target)
-    return _plan_config(config, len(packed.metadata.channels), outputs_for(len(packed.metadata.classes)))
+    return _plan_config(config, len(packed.metadata.channels), configured_outputs(config, len(packed.metadata.classes)))
 
 
 def _plan_config(config: Config, inputs: int, outputs: int) -> PlannedNetwork:
@@ -66,6 +66,5 @@ def _plan_config(config: Config, inputs: int, outputs: int) -> PlannedNetwork:
     method = configured_method(config)
     QuantNetwork(graph, plan, method)  # refuses bits that do not go together
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    depth = () if config.model.dimensions == 2 else (config.data.patch_slices,)
-    shape = (1, inputs, *config.data.patch_size, *depth)
+    shape = (1, inputs, *patch_size(config))
     return PlannedNetwork(plan, weigh_plan(graph, method.stored(plan), parameters, config.quant.wbits, shape))

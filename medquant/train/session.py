@@ -35,7 +35,16 @@ from medquant.predict.regions import CoarseRegion, RegionFinder, TruthCentredReg
 from medquant.quant.batch_norm import reestimate_batch_norm
 from medquant.quant.network import QuantNetwork
 from medquant.train.batches import KILLED, EpochBatches, worker_was_killed
-from medquant.train.building import build_network, configured_cache, configured_method, outputs_for, plan_network
+from medquant.train.bring import read_brought
+from medquant.train.building import (
+    build_network,
+    configured_cache,
+    configured_method,
+    configured_outputs,
+    configured_size_multiple,
+    only_size,
+    plan_network,
+)
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from medquant.train.precision import choose_device, use_bfloat16
 from medquant.train.recorder import Recorder
@@ -83,9 +92,10 @@ class TrainingSession:
         self.device = choose_device(config.train.device)
         self.cache = configured_cache(config)
         self.preparation = Preparation(self._make_normalisation(), self._grid_rule())
-        self.warm_epochs = round(config.train.epochs * config.train.warm_fraction)
-        self.network = self._place(build_network(config, self.inputs, outputs_for(len(dataset.info.classes))))
-        self.size_multiple = 2 ** (config.model.depth - 1)
+        self.warm_epochs = 0 if config.train.init is not None else round(config.train.epochs * config.train.warm_fraction)
+        self.network = self._place(build_network(config, self.inputs, configured_outputs(config, len(dataset.info.classes))))
+        self.size_multiple = configured_size_multiple(config)
+        self.only_size = only_size(config)
         graph, self.plan = plan_network(config, self.network, self.inputs)
         QuantNetwork(graph, self.plan, self.method)  # bits that do not go together are refused now, not after the warm start
         self._check_epochs()
@@ -157,6 +167,10 @@ class TrainingSession:
             return CoarseRegion(predictor, preparation, data.region_margin_mm, data.patch_size, self.cache)
         return TruthCentredRegion(data.patch_size) if data.region == "paper_truth_centred" else WholeRegion()
 
+    def float_predictor(self, network: nn.Module) -> FloatPredictor:
+        """Predicts with a network that torch runs: the float twin, or the simulation of a quantized one."""
+        return FloatPredictor(network, self.size_multiple, self.dimensions, self.only_size)
+
     def _check_epochs(self) -> None:
         if self.warm_epochs == self.config.train.epochs:
             raise ConfigError(
@@ -183,9 +197,7 @@ class TrainingSession:
         watched, most = self.prepared("validation"), self.config.train.validation_slices
 
         def validate(network: nn.Module) -> Mapping[str, float]:
-            return (
-                mean_dice(watched, self.dataset.info, FloatPredictor(network, self.size_multiple, self.dimensions), most) if watched else {}
-            )
+            return mean_dice(watched, self.dataset.info, self.float_predictor(network), most) if watched else {}
 
         batches = EpochBatches(self._patches(), self.config.data, self.device, self.config.train.channels_last and self.dimensions == 2)
         return Surroundings(
@@ -251,7 +263,20 @@ class TrainingSession:
             except OSError as error:
                 raise CheckpointError(f"{self.run_folder.path}: the twin cannot be copied ({error}); free some space and resume") from error
             return ["warm", "float"]
+        if self.config.train.init is not None:
+            return self._take_over(Path(self.config.train.init))
         return []
+
+    def _take_over(self, place: Path) -> list[str]:
+        """Start from a network trained elsewhere; where nothing will be trained, it is the float twin as it is."""
+        read_brought(place).load_into(self.network)
+        given = Checkpoint(_weights_of(self.network).tensors, {"stage": "given", "epoch": 0, "val_score": 0.0})
+        save_checkpoint(self.run_folder.warm, given)
+        if self.method.learns or self.plan.is_float:
+            return ["warm"]
+        # As finished as it can be: its statistics are those it came with.
+        save_checkpoint(self.run_folder.twin, Checkpoint(given.tensors, {**given.values, "batch_norm_reestimated": True}))
+        return ["warm", "float"]
 
     def twin_folders(self, source: Path) -> tuple[Path, Path]:
         """Warm start and float twin of another run, which must have been made the same way.

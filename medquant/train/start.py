@@ -11,10 +11,11 @@ from medquant.config.load import load_config
 from medquant.config.schema import Config
 from medquant.data.opening import open_dataset
 from medquant.data.reading import ReadOptions
-from medquant.data.split import SplitRule, check_no_leak, make_split
+from medquant.data.split import Split, SplitRule, check_no_leak, make_split
 from medquant.data.stored import VOLUMES
 from medquant.data.volume import Dataset
 from medquant.errors import InputError, UsageError
+from medquant.train.bring import read_brought
 from medquant.train.building import configured_cache
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RUNS, RunFolder, newest_run, start_document
@@ -37,6 +38,7 @@ class TrainRequest:
         out: run folder, or None for a new one below ``runs/`` (with ``resume``: the newest).
         resume: continue an existing run.
         command: the command line, for ``run.json``.
+        defaults: dotted key → value of what holds unless a file or an option says otherwise.
     """
 
     config_file: Path | None = None
@@ -45,6 +47,7 @@ class TrainRequest:
     out: Path | None = None
     resume: bool = False
     command: str = ""
+    defaults: Mapping[str, object] = field(default_factory=dict)
 
 
 def resolve_config(request: TrainRequest) -> tuple[Config, Dataset]:
@@ -52,11 +55,22 @@ def resolve_config(request: TrainRequest) -> tuple[Config, Dataset]:
 
     Raises:
         ConfigError: mistakes in the file or the options.
-        InputError: the data cannot be read.
+        InputError: the data cannot be read, or the network that was brought along does not fit them.
+        CheckpointError: the network that was brought along cannot be read.
     """
-    first = load_config(request.config_file, {}, request.overrides, request.options)
+    first = load_config(request.config_file, request.defaults, request.overrides, request.options)
+    brought = None if first.train.init is None else read_brought(Path(first.train.init))
     dataset = open_configured(first)
-    return load_config(request.config_file, dataset.info.recipe, request.overrides, request.options), dataset
+    recipe = {**dataset.info.recipe, **request.defaults}
+    if brought is not None:
+        # The network is what it is: what suits the dataset has no say in it.
+        own = {key: value for key, value in recipe.items() if not key.startswith("model.")}
+        recipe = {**own, **brought.recipe, **brought.settings()}
+    config = load_config(request.config_file, recipe, request.overrides, request.options)
+    if brought is not None:
+        brought.check_data(dataset.info)
+        brought.check_config(config)
+    return config, dataset
 
 
 def open_configured(config: Config, path: str | None = None) -> Dataset:
@@ -79,12 +93,50 @@ def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Ca
         return resume_training(request, reporter, stop_requested)
     config, dataset = resolve_config(request)
     reporter.message(dataset.recognised)
+    report_brought(config, dataset, reporter)
     data = config.data
     split = make_split(dataset, SplitRule(_SPLIT_SEED, data.test_site, data.fold, data.folds))
     reporter.message(f"split: {split.rule}")
-    folder = request.out or _new_folder(config, dataset)
+    return new_session(config, dataset, split, RunPlace(request.out, request.command), reporter, stop_requested)
+
+
+def report_brought(config: Config, dataset: Dataset, reporter: Reporter) -> None:
+    """Check the weights of a network that was brought along, and say what is done with it.
+
+    Raises:
+        CheckpointError: they are another network's, damaged, or ask for code.
+    """
+    if config.train.init is None:
+        return
+    brought = read_brought(Path(config.train.init))
+    brought.check_weights()
+    reporter.message(f"{brought.place}: {brought.family}, in the place of the warm start (train.warm_fraction counts as 0)")
+    for note in (*brought.notes, *brought.check_data(dataset.info)):
+        reporter.message(f"note: {note}")
+    reporter.message("note: the split is made here; scores mean something only on cases this network was not trained on")
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a new run goes, None for a place below ``runs/``, and the command line it notes."""
+
+    folder: Path | None
+    command: str
+
+
+def new_session(
+    config: Config, dataset: Dataset, split: Split, place: RunPlace, reporter: Reporter, stop_requested: Callable[[], bool]
+) -> TrainingSession:
+    """A session in a new run folder; what it starts from is checked before the folder is made.
+
+    Raises:
+        UsageError: the folder exists.
+        ConfigError: mistakes in the configuration, or it does not go with what the run starts from.
+        CheckpointError: what it starts from is damaged, or was made with other data.
+    """
+    folder = place.folder or _new_folder(config, dataset)
     RunFolder.check_free(folder)
-    run = RunFolder(folder, start_document(config, dataset, split, request.command))
+    run = RunFolder(folder, start_document(config, dataset, split, place.command))
     session = TrainingSession(config, dataset, split, run, reporter, stop_requested)
     if config.train.twin_from is not None:
         session.twin_folders(Path(config.train.twin_from))
@@ -122,9 +174,7 @@ def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_req
     Raises:
         CheckpointError: the data are not those of the run.
     """
-    stored = run.document.get("data")
-    remembered = stored.get("path") if isinstance(stored, Mapping) else None
-    path = data_path if data_path is not None else remembered
+    path = data_path if data_path is not None else remembered_data(run)
     config = _with_known_cache(run.config)
     if data_path is None and path is not None and not Path(str(path)).exists():
         raise InputError(f"{run.path}: its data were at {path}, where nothing is now; say where they are with --data")
@@ -133,6 +183,13 @@ def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_req
     split = run.split
     check_no_leak(dataset, split)
     return TrainingSession(config, dataset, split, run, reporter, stop_requested)
+
+
+def remembered_data(run: RunFolder) -> str | None:
+    """Where the data of a run were, None for the built-in phantom."""
+    stored = run.document.get("data")
+    path = stored.get("path") if isinstance(stored, Mapping) else None
+    return None if path is None else str(path)
 
 
 def _with_known_cache(config: Config) -> Config:

@@ -35,7 +35,8 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_lists_every_command() -> None:
     result = typed("--help")
     assert result.exit_code == 0
-    assert COMMANDS == ["train", "eval", "plan", "export", "verify", "predict", "report", "info", "doctor", "inspect", "prepare"]
+    expected = ["train", "eval", "plan", "export", "verify", "predict", "quantize", "report", "info", "doctor", "inspect", "prepare"]
+    assert expected == COMMANDS
     assert all(f" {name} " in result.stdout for name in COMMANDS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,25 @@ from torch import Tensor, nn
 
 from medquant.errors import ConfigError
 from medquant.quant.capture import capture
-from medquant.quant.graph import Add, AvgPool, BatchNorm, Concat, ConvGeometry, Convolution, Graph, Input, MaxPool, Relu, Upsample
+from medquant.quant.fold import simplify
+from medquant.quant.graph import (
+    Add,
+    AvgPool,
+    BatchNorm,
+    Concat,
+    ConvGeometry,
+    Convolution,
+    FloatOperation,
+    Graph,
+    Input,
+    MaxPool,
+    Relu,
+    Upsample,
+)
+from medquant.quant.methods import get_method
+from medquant.quant.network import QuantNetwork
+from medquant.quant.plan import resolve_plan
+from medquant.quant.shapes import infer_shapes
 
 
 class Net(nn.Module):
@@ -181,30 +200,56 @@ def _branches(net: Any, x: Tensor) -> Tensor:
     return torch.cat([net.a(x), net.a(x)], 1)
 
 
+def _tokens(net: Any, x: Tensor) -> Tensor:
+    """Every voxel of a channel against every other, in the shapes of a transformer."""
+    tokens = net.a(x).flatten(2).transpose(1, 2)
+    mixed = torch.softmax(tokens @ tokens.transpose(1, 2), dim=-1) @ tokens
+    heads: Tensor = net.linear(mixed.transpose(1, 2)).view(x.shape[0], 2, 8, 8)
+    return heads
+
+
+def _changed_in_place(net: Any, x: Tensor) -> Tensor:
+    y: Tensor = net.a(x)
+    same = F.dropout(y, 0.5, training=False)
+    y.mul_(2.0)
+    return same + x  # the same memory: twice as large
+
+
+def test_a_join_is_float_only_where_real_values_reach_it() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        gated = torch.sigmoid(net.a(x))
+        quantized = F.interpolate(F.max_pool2d(gated, 2), scale_factor=2, mode="bilinear")
+        copied = F.interpolate(F.max_pool2d(gated, 2), scale_factor=2)
+        return torch.cat([net.c(torch.cat([quantized, x], 1)), net.d(torch.cat([copied, x], 1))], 1)
+
+    modules = {"c": nn.Conv2d(4, 2, 1), "d": nn.Conv2d(4, 2, 1)}
+    graph = read(run, a=nn.Conv2d(2, 2, 1), **modules)
+    joins = {operation.name: operation.inputs for operation in graph if isinstance(operation, Concat)}
+    # Linear up-sampling writes integers of its own; pooling and copying pass real values on.
+    assert joins == {"concat": ("upsample_bilinear2d", "input"), "concat_2": ("c", "d")}
+    floats = [(operation.kind, operation.inputs) for operation in graph if isinstance(operation, FloatOperation)]
+    assert floats == [("sigmoid", ("a",)), ("join", ("upsample_nearest2d", "input"))]
+
+
+def _masked(net: Any, x: Tensor) -> Tensor:
+    """A mask that is filled in by parts, as those of shifted windows are."""
+    mask = torch.zeros(1, 1, *x.shape[2:])
+    for number, rows in enumerate((slice(0, -4), slice(-4, -2), slice(-2, None))):
+        mask[:, :, rows, :] = number
+    product: Tensor = net.a(x) * mask
+    return product
+
+
+def _changed_view(net: Any, x: Tensor) -> Tensor:
+    y: Tensor = net.a(x)
+    part = y.view(2, 64)
+    y.mul_(2.0)
+    return y + part.view(1, 2, 8, 8)
+
+
 REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, Any], str]] = {
-    "sigmoid": (lambda net, x: net.gate(net.a(x)), {"gate": nn.Sigmoid()}, "gate: operation aten.sigmoid"),
-    "functional sigmoid": (lambda net, x: torch.sigmoid(net.a(x)), {}, "the network: operation aten.sigmoid"),
-    "instance norm": (lambda net, x: net.norm(net.a(x)), {"norm": nn.InstanceNorm2d(2)}, "norm: operation aten.instance_norm"),
-    "group norm": (lambda net, x: net.norm(net.a(x)), {"norm": nn.GroupNorm(1, 2)}, "norm: operation aten.group_norm"),
-    "leaky relu": (lambda net, x: net.act(net.a(x)), {"act": nn.LeakyReLU()}, "act: operation aten.leaky_relu"),
-    "linear by 3": (lambda net, x: F.interpolate(net.a(x), scale_factor=3, mode="bilinear"), {}, "up-sampling .* is not supported"),
-    "aligned corners": (lambda net, x: F.interpolate(net.a(x), scale_factor=2, mode="bilinear", align_corners=True), {}, "align_corners"),
-    "uneven nearest": (lambda net, x: F.interpolate(net.a(x), size=(16, 24)), {}, r"up-sampling \(8, 8\) to \(16, 24\)"),
-    "broken nearest": (lambda net, x: F.interpolate(net.a(x), size=(12, 12)), {}, r"up-sampling \(8, 8\) to \(12, 12\)"),
     "shared weights": (_branches, {}, "shares its weight with a"),
     "two outputs": (lambda net, x: (net.a(x), x), {}, "returns 2 tensors; expected one"),
-    "ceil mode": (lambda net, x: F.max_pool2d(net.a(x), 3, 2, ceil_mode=True), {}, "ceil-mode max pooling"),
-    "dilated pooling": (lambda net, x: net.pool(net.a(x)), {"pool": nn.MaxPool2d(2, dilation=2)}, "pool: dilated"),
-    "padded mean": (lambda net, x: net.pool(net.a(x)), {"pool": nn.AvgPool2d(2, padding=1)}, "pool: padded"),
-    "mean of nine": (lambda net, x: net.pool(net.a(x)), {"pool": nn.AvgPool2d(3)}, "over 9 voxels .* power of two"),
-    "own divisor": (lambda net, x: F.avg_pool2d(net.a(x), 2, divisor_override=3), {}, "divisor of its own"),
-    "scaled addition": (lambda net, x: torch.add(net.a(x), x, alpha=2), {}, "scaled addition"),
-    "addition of a number": (lambda net, x: net.a(x) + 1.0, {}, "constants in the graph are not supported"),
-    "addition of an attribute": (lambda net, x: net.a(x) + net.k, {"k": torch.ones(1)}, "constants in the graph are not supported"),
-    "addition of a parameter": (lambda net, x: net.a(x) + net.k, {"k": nn.Parameter(torch.ones(1))}, "constants in the graph"),
-    "subtraction": (lambda net, x: net.a(x) - x, {}, "operation aten.sub"),
-    "join of rows": (lambda net, x: torch.cat([net.a(x), x], dim=2), {}, "axis 2; only the channel axis"),
-    "padding by reflection": (lambda net, x: net.pad(x), {"pad": nn.Conv2d(2, 2, 3, 1, 1, padding_mode="reflect")}, "pad: operation"),
     "uneven same": (lambda net, x: net.even(x), {"even": nn.Conv2d(2, 2, 2, padding="same")}, "even: 'same' padding of an even kernel"),
     "computed weight": (lambda net, x: F.conv2d(x, net.a.weight * 2), {}, "no integer form|computed, not a parameter"),
     "dropout that stays on": (lambda net, x: F.dropout(net.a(x)), {}, "dropout stays on in evaluation mode"),
@@ -212,7 +257,74 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, Any], str]] = {
     "norm in training": (lambda net, x: F.batch_norm(net.a(x), None, None, training=True), {}, "batch norm without running statistics"),
     "fork on values": (lambda net, x: net.a(x) if x.sum() > 0 else x, {}, "cannot be read as a graph"),
     "wrong channels": (lambda net, x: net.b(x), {"b": nn.Conv2d(5, 1, 1)}, "cannot be read as a graph"),
+    "draw of numbers": (lambda net, x: net.a(x) + torch.rand_like(x), {}, "draws random numbers"),
+    "noise of its own": (lambda net, x: net.a(x) + torch.rand(1, 2, 8, 8), {}, "draws random numbers"),
+    "view changed in place": (_changed_view, {}, "changes a tensor of which a view is read later|cannot be copied"),
 }  # fmt: skip
+
+
+FLOATS: dict[str, tuple[Callable[[Any, Tensor], Any], dict[str, Any], str, str]] = {
+    "sigmoid": (lambda net, x: net.gate(net.a(x)), {"gate": nn.Sigmoid()}, "sigmoid", "no integer form"),
+    "functional sigmoid": (lambda net, x: torch.sigmoid(net.a(x)), {}, "sigmoid", "no integer form"),
+    "instance norm": (lambda net, x: net.norm(net.a(x)), {"norm": nn.InstanceNorm2d(2)}, "instance norm", "batch norm .* is exact"),
+    "group norm": (lambda net, x: net.norm(net.a(x)), {"norm": nn.GroupNorm(1, 2)}, "group norm", "statistics of each image"),
+    "leaky relu": (lambda net, x: net.act(net.a(x)), {"act": nn.LeakyReLU()}, "leaky relu", "slope 0.01 is no power of two"),
+    "linear by 3": (
+        lambda net, x: F.interpolate(net.a(x), scale_factor=3, mode="bilinear"),
+        {},
+        "upsample bilinear2d",
+        "up-sampling 8×8 to 24×24",
+    ),
+    "aligned corners": (
+        lambda net, x: F.interpolate(net.a(x), scale_factor=2, mode="bilinear", align_corners=True),
+        {},
+        "upsample bilinear2d",
+        "with aligned corners",
+    ),
+    "uneven nearest": (lambda net, x: F.interpolate(net.a(x), size=(16, 24)), {}, "upsample nearest2d", "up-sampling 8×8 to 16×24"),
+    "broken nearest": (lambda net, x: F.interpolate(net.a(x), size=(12, 12)), {}, "upsample nearest2d", "up-sampling 8×8 to 12×12"),
+    "ceil mode": (lambda net, x: F.max_pool2d(net.a(x), 3, 2, ceil_mode=True), {}, "max pool2d", "ceil-mode max pooling"),
+    "dilated pooling": (lambda net, x: net.pool(net.a(x)), {"pool": nn.MaxPool2d(2, dilation=2)}, "max pool2d", "dilated"),
+    "padded mean": (lambda net, x: net.pool(net.a(x)), {"pool": nn.AvgPool2d(2, padding=1)}, "avg pool2d", "padded"),
+    "mean of nine": (lambda net, x: net.pool(net.a(x)), {"pool": nn.AvgPool2d(3)}, "avg pool2d", "over 9 voxels"),
+    "own divisor": (lambda net, x: F.avg_pool2d(net.a(x), 2, divisor_override=3), {}, "avg pool2d", "divisor of its own"),
+    "scaled addition": (lambda net, x: torch.add(net.a(x), x, alpha=2), {}, "add", "scaled addition"),
+    "addition of a number": (lambda net, x: net.a(x) + 1.0, {}, "add", "a constant or a parameter"),
+    "addition of an attribute": (lambda net, x: net.a(x) + net.k, {"k": torch.ones(1)}, "add", "a constant or a parameter"),
+    "addition of a parameter": (lambda net, x: net.a(x) + net.k, {"k": nn.Parameter(torch.ones(1))}, "add", "a constant or a parameter"),
+    "subtraction": (lambda net, x: net.a(x) - x, {}, "subtract", "difference"),
+    "join of rows": (lambda net, x: torch.cat([net.a(x), x], dim=2), {}, "join", "axis 2"),
+    "padding by reflection": (
+        lambda net, x: net.pad(x),
+        {"pad": nn.Conv2d(2, 2, 3, 1, 1, padding_mode="reflect")},
+        "pad",
+        "pads by another value than zero",
+    ),
+    "leaky relu of a quarter": (lambda net, x: F.leaky_relu(net.a(x), 0.25), {}, "leaky relu", "0.25 is a power of two"),
+    "parts": (lambda net, x: net.a(x).chunk(2, 1)[1] * 3.0, {}, "multiply", "step of its own"),
+    "tokens": (_tokens, {"linear": nn.Linear(64, 64)}, "transpose", "moves real values"),
+    "changed in place": (_changed_in_place, {}, "multiply", "step of its own"),
+    "mask of constants": (_masked, {}, "multiply", "step of its own"),
+}
+
+
+@pytest.mark.parametrize("case", FLOATS)
+def test_what_has_no_integer_form_stays_float_and_says_why(case: str) -> None:
+    run, modules, kind, note = FLOATS[case]
+    net = Net(run, a=nn.Conv2d(2, 2, 1), **modules).eval()
+    graph = simplify(capture(net, torch.zeros(2, 2, 8, 8)))
+    found = {operation.kind: operation.reason for operation in graph if isinstance(operation, FloatOperation)}
+    assert re.search(note, found[kind])
+    # With every layer in float the copy computes what the network does, for another number of images as well.
+    images = torch.randn(3, 2, 8, 8)
+    copy = QuantNetwork(graph, resolve_plan(graph, 32, 32, 32), get_method("fixed_point")).eval()
+    with torch.no_grad():
+        expected = net(images)
+        torch.testing.assert_close(copy(images), expected, rtol=1e-6, atol=1e-6)
+    assert infer_shapes(graph, images.shape)[graph.output] == expected.shape
+    plan = resolve_plan(graph, 4, 6, 8)
+    assert not plan.is_integer
+    assert all(layer.note for layer in plan.layers if layer.activation_bits == 32)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")

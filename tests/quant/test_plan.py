@@ -126,3 +126,45 @@ def test_unet_layers_in_the_order_they_run() -> None:
 def test_activation_bits_for_the_accumulators_of_the_last_layer(graph: Graph) -> None:
     with pytest.raises(UsageError, match=r"'head=/6'.*accumulators"):
         resolve_plan(graph, 4, 6, 8, [parse_rule("head=/6")])
+
+
+class Gated(nn.Module):
+    """A convolution gated by a sigmoid, and a linear layer over the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate, self.mix, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Sigmoid(), nn.Linear(4, 4), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        mixed = self.mix(self.gate(y).movedim(1, -1)).movedim(-1, 1)
+        logits: Tensor = self.head(y * mixed)
+        return logits
+
+
+def test_float_operations_have_rows_and_reasons_beside_the_quantized_layers() -> None:
+    plan = resolve_plan(simplify(capture(Gated().eval(), torch.zeros(2, 1, 8, 8))), 4, 6, 8)
+    rows = [(layer.name, layer.kind, layer.weight_bits, layer.activation_bits, layer.weights) for layer in plan.layers]
+    assert rows == [
+        ("input", "image", None, 8, 0),
+        ("conv", "conv 3×3", 8, 6, 36),
+        ("gate", "sigmoid", None, 32, 0),
+        ("movedim", "movedim", None, 32, 0),
+        ("mix", "linear", 4, 32, 16),
+        ("movedim_2", "movedim", None, 32, 0),
+        ("multiply", "multiply", None, 32, 0),
+        ("head", "conv 1×1", 8, None, 4),
+    ]
+    assert all(layer.note.startswith("float: ") for layer in plan.layers if layer.activation_bits == 32)
+    assert not plan.is_integer
+
+
+def test_rules_pass_by_what_stays_float_and_are_refused_where_they_match_nothing_else() -> None:
+    graph = simplify(capture(Gated().eval(), torch.zeros(2, 1, 8, 8)))
+    everything = resolve_plan(graph, 4, 6, 8, parse_rules(["*=2/3"]))
+    assert (everything["mix"].weight_bits, everything["mix"].activation_bits) == (2, 32)
+    assert (everything["gate"].weight_bits, everything["gate"].activation_bits) == (None, 32)
+    assert resolve_plan(graph, 4, 6, 8, parse_rules(["mix=2/"]))["mix"].weight_bits == 2
+    for rule in ("gate=/4", "gate=4/4", "mix=/4"):
+        with pytest.raises(UsageError, match="writes real values and stays float"):
+            resolve_plan(graph, 4, 6, 8, parse_rules([rule]))

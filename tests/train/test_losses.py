@@ -68,3 +68,14 @@ def test_distance_to_a_teacher_by_hand() -> None:
     expected = 0.5 * math.log(1.5) + 2 * 0.25 * math.log(0.75)
     assert float(distillation_loss(torch.zeros(1, 3, 1, 2), taught)) == pytest.approx(expected, abs=1e-6)
     assert float(distillation_loss(taught, taught)) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_outputs_of_coarser_levels_weigh_half_as_much_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(2, 3, 4, 5, 5, generator=generator)
+    labels = torch.randint(4, (2, 5, 5), generator=generator)
+    finest, middle, coarsest = (float(segmentation_loss(outputs[:, level], labels)) for level in range(3))
+    # 1 + 1/2 + 1/4 = 7/4.
+    expected = (finest + middle / 2 + coarsest / 4) / 1.75
+    assert float(segmentation_loss(outputs, labels)) == pytest.approx(expected, rel=1e-6)
+    assert float(segmentation_loss(outputs[:, :1], labels)) == pytest.approx(finest, rel=1e-6)

@@ -11,8 +11,9 @@ from medquant.quant.methods.fixed_point import FixedPoint
 from medquant.quant.methods.learned_step import LearnedStep
 from medquant.quant.methods.paper import Paper
 from medquant.quant.methods.ternary import Ternary
+from medquant.quant.methods.uniform import Uniform
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Binary, FixedPoint, LearnedStep, Paper, Ternary)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Binary, FixedPoint, LearnedStep, Paper, Ternary, Uniform)}
 
 
 def get_method(name: str, options: Mapping[str, object] | None = None) -> Method:

@@ -258,6 +258,9 @@ class Method(ABC):
         """Learning rate of a quantized layer's weight relative to the others."""
         return 1.0
 
+    def before_calibration(self, network: QuantNetwork) -> None:  # noqa: B027
+        """Before any range is measured: changes to the weights that leave the float network's function as it is."""
+
     def calibrated(self, network: QuantNetwork, batches: list[Tensor]) -> None:  # noqa: B027
         """After every quantizer was initialised: corrections from the same training images, each (N, C, *S)."""
 

@@ -66,7 +66,10 @@ class FixedPointActivation(IntegerActivationQuantizer):
 
     def initialise(self, samples: dict[int, Tensor], signed: bool) -> None:
         """Step (and zero point, where signed) of least squared error over the observed values."""
-        exponent, zero_point = search_activation_format(samples, signed)
+        self.choose(*search_activation_format(samples, signed))
+
+    def choose(self, exponent: int, zero_point: int) -> None:
+        """Take this step, ``2**-exponent``, and this zero point."""
         with torch.no_grad():
             self.log2_step.fill_(float(-exponent))
             self.zero_point.fill_(zero_point)

@@ -28,5 +28,5 @@ def test_a_network_that_stays_float_in_part_is_scored_without_a_file(tmp_path: P
 
 
 def test_an_option_the_network_does_not_have_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="basic_unet has model.depth 5, found 3"):
+    with pytest.raises(ConfigError, match=r"basic_unet has model\.depth 5, found 3"):
         start_small(tmp_path / "run", "model.name=basic_unet")

@@ -48,4 +48,7 @@ def plan(
         f"activations  {format_bytes(ledger.activation_peak_bytes)} at once for an image of {shape}; "
         f"float {format_bytes(ledger.float_activation_peak_bytes)}",
     ]
+    floats = [layer for layer in planned.plan.layers if 32 in (layer.weight_bits, layer.activation_bits)]
+    if floats:
+        totals.append(f"float        {len(floats)} of {len(planned.plan.layers)} layers: no integer program, no model file")
     voice.result("\n".join([plan_table(planned.plan, ledger).to_text(), "", *totals]), planned.to_json())

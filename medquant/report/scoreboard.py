@@ -20,7 +20,7 @@ def scoreboard(document: Mapping[str, object]) -> Table:
     metrics = metrics if not isinstance(official, list) else {key: metrics[key] for key in official if key in metrics}
     bits = _mapping(document["bits"])
     is_float = bits["weights"] == bits["activations"] == 32
-    name = "float" if is_float else f"W{bits['weights']}A{bits['activations']}"
+    name = "float" if is_float else f"W{bits['weights']}A{bits['activations']}{_float_share(memory)}"
     columns = (
         "network",
         *(f"Dice {label}" for label in dice),
@@ -45,6 +45,14 @@ def scoreboard(document: Mapping[str, object]) -> Table:
                 (label.replace("_", " ", 1), *(format_dice(_number(found.get(key))) for key in dice), *("",) * len(metrics), *("",) * 5)
             )
     return Table(columns, tuple(rows))
+
+
+def _float_share(memory: Mapping[str, object]) -> str:
+    """Says how many layers of a quantized network are float, "" where none is."""
+    layers = memory.get("layers")
+    rows = [_mapping(row) for row in layers] if isinstance(layers, list) else []
+    floats = sum(32 in (row.get("weight_bits"), row.get("activation_bits")) for row in rows)
+    return f", {floats} of {len(rows)} layers float" if floats else ""
 
 
 def _scores(document: Mapping[str, object], dice: Mapping[str, object], metrics: Mapping[str, object]) -> list[str]:

@@ -35,6 +35,15 @@ def _document(**changes: object) -> dict[str, object]:
     return {**document, **changes}
 
 
+def test_a_network_that_is_float_in_part_says_so() -> None:
+    # Of the five layers one has float weights, one writes real values; the last one's accumulators are no float.
+    bits = [(None, 8), (4, 6), (32, 6), (None, 32), (8, None)]
+    layers = [{"weight_bits": weights, "activation_bits": activations} for weights, activations in bits]
+    rows = scoreboard(_document(memory={**MEMORY, "layers": layers}, float_twin=None)).rows
+    assert rows[0][0] == "W4A6, 2 of 5 layers float"
+    assert scoreboard(_document(memory={**MEMORY, "layers": layers[:2]}, float_twin=None)).rows[0][0] == "W4A6"
+
+
 def test_network_twin_and_baselines_stand_below_each_other() -> None:
     table = scoreboard(_document())
     assert table.columns == (

@@ -52,7 +52,7 @@ def fixed(x: Tensor, magnitude_bits: int, integer_bits: Tensor | int) -> Tensor:
     """
     scale = torch.exp2(torch.as_tensor(magnitude_bits - integer_bits, dtype=torch.float32, device=x.device))
     limit = float(2**magnitude_bits - 1)
-    return (x * scale).round().clamp(-limit, limit).div(scale).to(x.dtype)
+    return (x.float() * scale).round().clamp(-limit, limit).div(scale).to(x.dtype)
 
 
 def overflow_rates(x: Tensor, magnitude_bits: int, integer_bits: Tensor | int) -> Tensor:

@@ -101,8 +101,9 @@ class QuantNetwork(nn.Module):
             geometry = operation.geometry
             single = operation.name == self.graph.output or (geometry.transposed and geometry.groups > 1)
             axis = None if single else geometry.channel_axis
+            groups = geometry.groups if geometry.transposed else 1
             shape, bits = tuple(operation.weight.shape), int(layer.weight_bits or 0)
-            site = WeightSite(operation.name, shape, axis, bits, geometry.channel_axis, layer.activation_bits)
+            site = WeightSite(operation.name, shape, axis, bits, geometry.channel_axis, layer.activation_bits, groups)
             self.weight_quantizers[key] = self.method.weight(site)
 
     def _add_linear(self, operation: Linear) -> None:
@@ -202,6 +203,11 @@ class QuantNetwork(nn.Module):
         for operation in self.graph:
             if isinstance(operation, Convolution | Linear):
                 yield operation.name, self.weights[_key(operation.name)]
+
+    def bias(self, name: str) -> nn.Parameter:
+        """Latent bias of a convolution."""
+        bias: nn.Parameter = self.biases[_key(name)]
+        return bias
 
     def weight_rates(self, optimizer: str) -> Iterator[tuple[nn.Parameter, float]]:
         """Latent weights of quantized layers with their learning rate relative to the others; ``optimizer`` is adamw or sgd."""

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from medquant.errors import ConfigError, unknown_name
 from medquant.quant.methods.base import Method
 from medquant.quant.methods.binary import Binary
+from medquant.quant.methods.dynamic_fixed_point import DynamicFixedPoint
 from medquant.quant.methods.fixed_point import FixedPoint
 from medquant.quant.methods.learned_step import LearnedStep
 from medquant.quant.methods.paper import Paper
 from medquant.quant.methods.ternary import Ternary
 from medquant.quant.methods.uniform import Uniform
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Binary, FixedPoint, LearnedStep, Paper, Ternary, Uniform)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Binary, DynamicFixedPoint, FixedPoint, LearnedStep, Paper, Ternary, Uniform)
+}
 
 
 def get_method(name: str, options: Mapping[str, object] | None = None) -> Method:

@@ -36,6 +36,7 @@ class WeightSite:
         bits: 1 to 8.
         output_axis: axis that runs over output channels; unlike ``channel_axis`` never None.
         written_bits: width of what the layer writes, 1 to 8, 32 for float, None for the accumulators of the last layer.
+        groups: groups of a transposed convolution, whose weight's shape does not tell them; 1 for others.
     """
 
     name: str
@@ -44,6 +45,12 @@ class WeightSite:
     bits: int
     output_axis: int = 0
     written_bits: int | None = None
+    groups: int = 1
+
+    @property
+    def out_channels(self) -> int:
+        """Output channels of the layer, as many as it has biases."""
+        return self.shape[self.output_axis] * self.groups
 
     @property
     def fan_in(self) -> int:

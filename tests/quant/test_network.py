@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medquant.config.bits import parse_rules
 from medquant.errors import ConfigError
+from medquant.quant.calibration import search_weight_exponents
 from medquant.quant.capture import capture
 from medquant.quant.fold import simplify
 from medquant.quant.formats import TensorFormat
@@ -151,3 +152,35 @@ def test_dead_channels_and_layers_stay_within_32_bits() -> None:
     network = quantized(module, 8, 8)
     network.calibrate([torch.randn(1, 1, 8, 8)])
     assert lower(network).output_exponents
+
+
+class Tokens(nn.Module):
+    """A convolution, and a linear layer over its channels that nothing quantizes the output of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(1, 4, 1), nn.Linear(4, 4), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.mix(F.relu(self.conv(x)).movedim(1, -1)).movedim(-1, 1))
+        return logits
+
+
+def test_linear_layers_have_quantized_weights_and_real_values() -> None:
+    network = quantized(Tokens(), 3, 32)
+    network.calibrate([torch.randn(2, 1, 8, 8)])
+    weight, bias = network.layer_parameters("mix")
+    quantizer = network.weight_quantizer("mix")
+    assert quantizer is not None
+    # Steps start where the search over each output's weights puts them, as those of convolutions do.
+    assert torch.equal(quantizer.exponents().flatten(), search_weight_exponents(weight, 0, 3).flatten())
+    integers, exponents = quantizer.integers(weight)
+    assert int(integers.abs().max()) <= 4
+    x = torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        first = F.relu(
+            F.conv2d(x, network.eval().weight_quantizer("conv")(network.layer_parameters("conv")[0]), network.layer_parameters("conv")[1])
+        )
+        mixed = F.linear(first.movedim(1, -1), integers * torch.exp2(-exponents.float()), bias).movedim(-1, 1)
+        head = network.weight_quantizer("head")(network.layer_parameters("head")[0])
+        torch.testing.assert_close(network(x), F.conv2d(mixed, head, network.layer_parameters("head")[1]))

@@ -165,6 +165,8 @@ def test_rules_pass_by_what_stays_float_and_are_refused_where_they_match_nothing
     assert (everything["mix"].weight_bits, everything["mix"].activation_bits) == (2, 32)
     assert (everything["gate"].weight_bits, everything["gate"].activation_bits) == (None, 32)
     assert resolve_plan(graph, 4, 6, 8, parse_rules(["mix=2/"]))["mix"].weight_bits == 2
+    # A rule for activations changes nothing here, and the note does not say it did.
+    assert resolve_plan(graph, 4, 6, 8, parse_rules(["*=/3"]))["mix"].note == "float: reads and writes real values"
     for rule in ("gate=/4", "gate=4/4", "mix=/4"):
         with pytest.raises(UsageError, match="writes real values and stays float"):
             resolve_plan(graph, 4, 6, 8, parse_rules([rule]))

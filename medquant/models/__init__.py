@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import nn
@@ -50,6 +50,16 @@ def size_multiple(depth: int) -> int:
     return int(2 ** (depth - 1))
 
 
+def resolve_choices(name: str, choices: Mapping[str, str]) -> dict[str, str]:
+    """Options of a network with ``auto`` replaced by what it stands for there.
+
+    Raises:
+        ConfigError: there is no network of this name.
+    """
+    network = find_network(name)
+    return {option: str(network.values(option)[0]) if value == "auto" else value for option, value in choices.items()}
+
+
 def build_model(
     name: str = "unet",
     *,
@@ -76,8 +86,7 @@ def build_model(
             asks for, or an option is out of range.
     """
     network = find_network(name)
-    choices = {"upsample": upsample, "norm": norm, "activation": activation}
-    resolved: dict[str, str] = {option: str(network.values(option)[0]) if value == "auto" else value for option, value in choices.items()}
+    resolved = resolve_choices(name, {"upsample": upsample, "norm": norm, "activation": activation})
     options = NetworkOptions(
         in_channels=in_channels,
         out_channels=out_channels,

@@ -29,6 +29,7 @@ from medquant.deploy.engines import check_engine
 from medquant.deploy.packed import load_model as load_packed
 from medquant.errors import CheckpointError, ConfigError, InputError
 from medquant.evaluate.evaluation import mean_dice, select_cases
+from medquant.models import resolve_choices
 from medquant.predict.float_predictor import FloatPredictor
 from medquant.predict.predictors import ProgramPredictor
 from medquant.predict.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
@@ -370,8 +371,10 @@ def _recipe(config: Config) -> dict[str, object]:
     dumped = config.model_dump(mode="json")
     train = {key: value for key, value in dumped["train"].items() if key not in ("twin_from", "float_twin")}
     data = {key: value for key, value in dumped["data"].items() if key not in ("path", "workers", "cache")}
+    # What auto stands for, so that a run that names it is the same.
+    chosen = resolve_choices(config.model.name, {key: dumped["model"][key] for key in ("upsample", "norm", "activation")})
     return {
         f"{name}.{key}": value
-        for name, section in (("train", train), ("data", data), ("model", dumped["model"]))
+        for name, section in (("train", train), ("data", data), ("model", {**dumped["model"], **chosen}))
         for key, value in section.items()
     }

@@ -55,6 +55,9 @@ FORMATS = (
 )
 
 
+Run = dict[str, object]
+
+
 @dataclass(frozen=True)
 class Split:
     """Images (N, 64) and labels (N,) of one part."""
@@ -87,7 +90,7 @@ def error_percent(network: DigitsNetwork, part: Split) -> float:
     return 100.0 * float(wrong)
 
 
-def train_once(variant: Variant, rate: float, seed: int, epochs: int) -> dict[str, object]:
+def train_once(variant: Variant, rate: float, seed: int, epochs: int) -> Run:
     """Errors in percent at the epoch of least validation error, the earliest of several."""
     started = time.process_time()
     train, watched, test = splits(seed)
@@ -113,36 +116,42 @@ def train_once(variant: Variant, rate: float, seed: int, epochs: int) -> dict[st
 class Results:
     """The finished runs, one JSON object a line."""
 
-    def __init__(self, file: Path, epochs: int) -> None:
-        self.file, self.epochs, self.runs = file, epochs, {}
+    def __init__(self, file: Path, epochs: int, only_finished: bool = False) -> None:
+        self.file, self.epochs, self.only_finished, self.runs = file, epochs, only_finished, {}
         if file.exists():
             for run in map(json.loads, file.read_text().splitlines()):
                 self.runs[run["variant"], run["rate"], run["seed"], run["epochs"]] = run
 
-    def run(self, variant: Variant, rate: float, seed: int) -> dict[str, object]:
+    def run(self, variant: Variant, rate: float, seed: int) -> Run | None:
+        """The run, made now if it is not finished; None where only finished ones are wanted."""
         key = variant.name, rate, seed, self.epochs
-        if key not in self.runs:
+        if key not in self.runs and not self.only_finished:
             self.runs[key] = train_once(variant, rate, seed, self.epochs)
             with self.file.open("a") as file:
                 file.write(json.dumps(self.runs[key]) + "\n")
-        return self.runs[key]
+        return self.runs.get(key)
+
+    def seeds(self, variant: Variant, rate: float, count: int) -> list[Run]:
+        return [run for seed in range(count) if (run := self.run(variant, rate, seed)) is not None]
 
     def best_rate(self, variant: Variant, rates: Iterable[float]) -> float:
         """By the mean validation error of the tuning seeds alone; the smallest of equals."""
-        return min(rates, key=lambda rate: sum(float(self.run(variant, rate, seed)["validation"]) for seed in range(TUNING_SEEDS)))
+        tuning = {rate: self.seeds(variant, rate, TUNING_SEEDS) for rate in rates}
+        complete = [rate for rate, runs in tuning.items() if len(runs) == TUNING_SEEDS]
+        return min(complete or rates, key=lambda rate: sum(float(str(run["validation"])) for run in tuning[rate]))
 
-    def tuned(self, variants: Sequence[Variant], rates: Sequence[float]) -> dict[str, list[dict[str, object]]]:
+    def tuned(self, variants: Sequence[Variant], rates: Sequence[float]) -> dict[str, list[Run]]:
         """All seeds of each variant at its own best rate."""
         chosen = {variant: self.best_rate(variant, rates) for variant in variants}
-        return {variant.name: [self.run(variant, rate, seed) for seed in range(SEEDS)] for variant, rate in chosen.items()}
+        return {variant.name: self.seeds(variant, rate, SEEDS) for variant, rate in chosen.items()}
 
 
-def sweep(results: Results) -> dict[str, list[dict[str, object]]]:
+def sweep(results: Results) -> dict[str, list[Run]]:
     """Dynamic fixed point of other widths, all at the rate that float has chosen, so that widths alone differ."""
     rate = results.best_rate(FORMATS[0], FORMAT_RATES)
     variants = {dynamic(width, 12) for width in PROPAGATION_WIDTHS} | {dynamic(10, width) for width in UPDATE_WIDTHS}
     ordered = sorted(variants, key=lambda variant: variant.name)
-    return {variant.name: [results.run(variant, rate, seed) for seed in range(SWEEP_SEEDS)] for variant in ordered}
+    return {variant.name: results.seeds(variant, rate, SWEEP_SEEDS) for variant in ordered}
 
 
 def main() -> None:
@@ -150,17 +159,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("digits.jsonl"), help="finished runs (default digits.jsonl)")
     parser.add_argument("--figure", type=Path, help="file for the figure of the sweep")
     parser.add_argument("--epochs", type=int, default=60, help="epochs of a run (default 60)")
+    parser.add_argument("--finished", action="store_true", help="tables of the finished runs alone, however many seeds there are")
     parser.add_argument("--only", nargs="+", choices=("regularizers", "formats", "sweep"), default=["regularizers", "formats", "sweep"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = Results(arguments.results, arguments.epochs)
+    results = Results(arguments.results, arguments.epochs, arguments.finished)
     if "regularizers" in arguments.only:
         print_table(results.tuned(REGULARIZERS, REGULARIZER_RATES), "no regularizer")
     if "formats" in arguments.only:
         print_table(results.tuned(FORMATS, FORMAT_RATES), "float 32/32")
     if "sweep" in arguments.only:
         rate = results.best_rate(FORMATS[0], FORMAT_RATES)
-        baseline = [results.run(FORMATS[0], rate, seed) for seed in range(SWEEP_SEEDS)]
+        baseline = results.seeds(FORMATS[0], rate, SWEEP_SEEDS)
         print_sweep(sweep(results), baseline, PROPAGATION_WIDTHS, UPDATE_WIDTHS, arguments.figure)
 
 

@@ -15,18 +15,30 @@ def _errors(runs: Runs, key: str = "test") -> list[float]:
 
 
 def print_table(table: Mapping[str, Runs], baseline: str) -> None:
-    """A row for each variant: error as mean and standard deviation over seeds, and the paired difference to the baseline."""
-    print("| training | rate | test error % | difference to baseline % (95 % interval) | validation error % | training loss |")
-    print("|---|---|---|---|---|---|")
+    """A row for each variant: error as mean and standard deviation over seeds, and the difference to the baseline, paired by seed."""
+    print("| training | rate | seeds | test error % | difference to baseline % (95 % interval) | validation error % | training loss |")
+    print("|---|---|---|---|---|---|---|")
+    other = {run["seed"]: float(str(run["test"])) for run in table[baseline]}
     for name, runs in table.items():
+        if not runs:
+            print(f"| {name} | – | 0 | – | – | – | – |")
+            continue
         errors = summarise(_errors(runs))
-        pairs = [own - other for own, other in zip(_errors(runs), _errors(table[baseline]), strict=True)]
-        difference = summarise(pairs)
-        interval = difference.interval
-        paired = "–" if name == baseline else f"{difference.mean:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})"
+        pairs = [float(str(run["test"])) - other[run["seed"]] for run in runs if run["seed"] in other]
         watched, loss = summarise(_errors(runs, "validation")), summarise(_errors(runs, "train_loss"))
-        print(f"| {name} | {runs[0]['rate']} | {errors.mean:.2f} ± {errors.std:.2f} | {paired} | {watched.mean:.2f} | {loss.mean:.4f} |")
+        spread = "" if errors.std is None else f" ± {errors.std:.2f}"
+        print(
+            f"| {name} | {runs[0]['rate']} | {len(runs)} | {errors.mean:.2f}{spread} | {'–' if name == baseline else _paired(pairs)} "
+            f"| {watched.mean:.2f} | {loss.mean:.4f} |"
+        )
     print()
+
+
+def _paired(pairs: Sequence[float]) -> str:
+    difference = summarise(pairs)
+    if difference.interval is None:
+        return "–"
+    return f"{difference.mean:+.2f} ({difference.interval.low:+.2f} to {difference.interval.high:+.2f})"
 
 
 def print_sweep(
@@ -37,11 +49,13 @@ def print_sweep(
         "propagation": [(width, f"dynamic fixed point {width}/12") for width in propagation_widths],
         "update": [(width, f"dynamic fixed point 10/{width}") for width in update_widths],
     }
-    means = {what: [(width, summarise(_errors(table[name])).mean) for width, name in named] for what, named in rows.items()}
-    for what, points in means.items():
+    done = {what: [(width, _errors(table[name])) for width, name in named if table[name]] for what, named in rows.items()}
+    means = {what: [(width, sum(errors) / len(errors)) for width, errors in points] for what, points in done.items()}
+    for what, points in done.items():
         print(f"| {what} width | " + " | ".join(str(width) for width, _ in points) + " |")
         print("|---" * (len(points) + 1) + "|")
-        print("| test error % | " + " | ".join(f"{error:.2f}" for _, error in points) + " |\n")
+        print("| seeds | " + " | ".join(str(len(errors)) for _, errors in points) + " |")
+        print("| test error % | " + " | ".join(f"{error:.2f}" for _, error in means[what]) + " |\n")
     float_error = summarise(_errors(baseline)).mean
     print(f"float, same seeds: {float_error:.2f} %")
     if figure is not None:

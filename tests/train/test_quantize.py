@@ -165,6 +165,21 @@ def test_a_quantization_that_was_stopped_goes_on(finished_run: Path, tmp_path: P
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
+def test_volumes_and_the_network_that_finds_their_region_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medquant.train.coarse._EPOCHS", 2)
+    monkeypatch.setattr("medquant.train.coarse._STEPS", 2)
+    volumes = ("model.dimensions=3", "model.depth=2", "data.patch_slices=2", "data.region=coarse")
+    train_small(tmp_path / "run", *volumes)
+    monkeypatch.setattr(stage_module, "segmentation_loss", None)
+    found = quantized(tmp_path / "run", tmp_path / "q")
+    assert found.document["agreement"]["differing"] == 0
+    assert (tmp_path / "q" / "coarse" / "model.mq").read_bytes() == (tmp_path / "run" / "coarse" / "model.mq").read_bytes()
+    packed = load_model(tmp_path / "q" / "model.mq")
+    assert packed.program.dimensions == 3
+    assert packed.coarse is not None
+
+
 # --- networks trained elsewhere -----------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from brought_folders import UNET, make_bundle, make_nnunet
 from small_sessions import SMALL, after_steps, finish_small, resume_small, small_phantom, start_small, train_small
 
@@ -203,6 +205,24 @@ def test_a_bundle_becomes_an_exact_model_file(tmp_path: Path) -> None:
     shutil.rmtree(bundle)
     again = quantized(tmp_path / "q", tmp_path / "q4", wbits=4, abits=6)
     assert again.document["float_twin"]["dice"] == found.document["float_twin"]["dice"]
+
+
+@pytest.mark.usefixtures("nothing_is_trained")
+def test_a_network_with_two_outputs_for_two_classes_decides_by_the_larger(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", {**UNET, "out_channels": 2})
+    (bundle / "configs" / "metadata.json").unlink()
+    (tmp_path / "em").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("volume", "labels"):
+        stack = (255 * (rng.random((8, 34, 34)) > 0.5)).astype(np.uint8)
+        tifffile.imwrite(tmp_path / "em" / f"train-{name}.tif", stack)
+    request = QuantizeRequest(bundle, tmp_path / "em", BROUGHT, {}, tmp_path / "q")
+    session = start_quantizing(request, SilentReporter(), lambda: False)
+    session.run()
+    document = finish_small(session).document
+    assert "threshold_search" not in document
+    assert document["agreement"]["differing"] == 0
+    assert load_model(tmp_path / "q" / "model.mq").metadata.positive_class is None
 
 
 @pytest.mark.usefixtures("nothing_is_trained")

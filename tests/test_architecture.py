@@ -23,6 +23,9 @@ FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal", "joblib",
 FORBIDDEN_MODULES |= {"socket", "urllib.request", "http", "requests", "httpx", "ftplib", "smtplib", "xmlrpc"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "os.system", "os.popen", "np.load", "numpy.load"}
 
+# The one place where files of torch are read, those of other tools: by the reader that takes tensors and plain values alone.
+TENSOR_READER = "train/bring/weights.py"
+
 
 def trees() -> Iterator[tuple[str, ast.Module]]:
     for path in SOURCES:
@@ -43,6 +46,11 @@ def calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
             yield ast.unparse(node.func), node
+
+
+def reads_tensors_only(function: str, call: ast.Call) -> bool:
+    limits = [word.value for word in call.keywords if word.arg == "weights_only"]
+    return function == "torch.load" and len(limits) == 1 and isinstance(limits[0], ast.Constant) and limits[0].value is True
 
 
 def test_imports_go_one_way(repository: Path) -> None:
@@ -76,7 +84,7 @@ def test_nothing_reads_pickles_runs_text_or_uses_the_network() -> None:
         found += [f"{name} imports {module}" for module in sorted(imported(tree) & FORBIDDEN_MODULES)]
         found += [f"{name} imports {module}" for module in sorted(imported(tree)) if module.split(".")[0] in FORBIDDEN_MODULES]
         for function, call in calls(tree):
-            if function in FORBIDDEN_CALLS:
+            if function in FORBIDDEN_CALLS and not (name == TENSOR_READER and reads_tensors_only(function, call)):
                 found.append(f"{name}:{call.lineno} {function}")
             if any(word.arg == "shell" for word in call.keywords):
                 found.append(f"{name}:{call.lineno} shell")

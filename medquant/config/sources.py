@@ -13,6 +13,9 @@ from medquant.config.mistakes import KEYS, SECTIONS, TOP_KEYS, shown, unknown_ke
 MAX_FILE_BYTES = 1 << 16
 """Largest configuration file that is read."""
 
+_MAPPINGS = ("quant.options", "model.arguments")
+"""Keys whose value is a mapping."""
+
 # Named options whose name on the command line is not the last part of the key.
 _OPTION_NAMES = {"data.path": "--data", "model.name": "--model"}
 
@@ -74,7 +77,7 @@ def from_overrides(overrides: Sequence[str]) -> Source:
         except DocumentError as error:
             source.mistakes.append(f"{place}: {error}")
             continue
-        if isinstance(value, MappingValue) and key.strip() != "quant.options":
+        if isinstance(value, MappingValue) and key.strip() not in _MAPPINGS:
             source.mistakes.append(
                 f"{place}: the value must be one value or a list in brackets; found a mapping (quote text that holds ': ')"
             )

@@ -1,4 +1,4 @@
-"""Batch norm statistics over many batches at once, instead of the running average of the last few."""
+"""Batch norm as a live layer, and its statistics over many batches at once, instead of the running average of the last few."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from medquant.quant.graph import BatchNorm
 
 
 def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -32,3 +34,19 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.train(was_training)
+
+
+def live_norm(operation: BatchNorm) -> nn.BatchNorm1d:
+    """Batch norm as a layer; :class:`_AnyAxesNorm` takes images of any number of axes."""
+    found = operation.parameters
+    norm = _AnyAxesNorm(found.gain.numel(), eps=found.epsilon)
+    state = {"weight": found.gain, "bias": found.offset, "running_mean": found.mean, "running_var": found.variance}
+    norm.load_state_dict({**norm.state_dict(), **{name: tensor.detach().float() for name, tensor in state.items()}})
+    return norm
+
+
+class _AnyAxesNorm(nn.BatchNorm1d):
+    """Batch norm over (N, C, *S) for any S."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from medquant.errors import ConfigError
+from medquant.quant.batch_norm import live_norm
 from medquant.quant.calibration import thin_out
 from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
@@ -79,7 +80,7 @@ class QuantNetwork(nn.Module):
             if isinstance(operation, Convolution):
                 self._add_convolution(operation)
             elif isinstance(operation, BatchNorm):
-                self.norms[_key(operation.name)] = _live_norm(operation)
+                self.norms[_key(operation.name)] = live_norm(operation)
             if isinstance(operation, Linear):
                 self._add_linear(operation)
         self.float_tensors = FloatTensors(graph)
@@ -427,22 +428,6 @@ class QuantNetwork(nn.Module):
 def _key(name: str) -> str:
     """Layer name as a parameter key; torch allows no dots in those."""
     return name.replace(".", "/")
-
-
-def _live_norm(operation: BatchNorm) -> nn.BatchNorm1d:
-    """Batch norm as a layer; :class:`_AnyAxesNorm` takes images of any number of axes."""
-    found = operation.parameters
-    norm = _AnyAxesNorm(found.gain.numel(), eps=found.epsilon)
-    state = {"weight": found.gain, "bias": found.offset, "running_mean": found.mean, "running_var": found.variance}
-    norm.load_state_dict({**norm.state_dict(), **{name: tensor.detach().float() for name, tensor in state.items()}})
-    return norm
-
-
-class _AnyAxesNorm(nn.BatchNorm1d):
-    """Batch norm over (N, C, *S) for any S."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
 
 
 def _per_channel(grid: Tensor, operation: Convolution) -> Tensor:

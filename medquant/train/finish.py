@@ -27,7 +27,7 @@ from medquant.predict.predictors import MaskPredictor, ProgramPredictor
 from medquant.quant.lower import lower
 from medquant.quant.network import QuantNetwork
 from medquant.quant.program import IntegerProgram
-from medquant.train.building import plan_network
+from medquant.train.building import configured_outputs, plan_network
 from medquant.train.checkpoint import has_checkpoint, load_checkpoint
 from medquant.train.model_card import bits_json, model_metadata, region_json, scored_metrics
 from medquant.train.pictures import draw_pictures, pictured
@@ -122,6 +122,8 @@ def _search(session: TrainingSession, cases: Sequence[PreparedCase], predictor: 
     # Thresholds are chosen on slices that are not scored; of the validation part itself nothing is searched.
     if "v_rand" not in session.dataset.info.official_score or session.config.eval.split == "validation":
         return None
+    if configured_outputs(session.config, len(session.dataset.info.classes)) != 1:
+        return None  # brought along with an output for each class: the larger decides, and there is no threshold to choose
     return search_thresholds(session.prepared("validation"), cases, session.dataset.info, predictor)
 
 

@@ -67,6 +67,7 @@ def _arguments(name: str, run: Path) -> list[object]:
         "export": [run, "model.onnx"],
         "verify": [run, "--no-exports"],
         "predict": [run / "model.mq", _phantom_scan(), "mask.nii.gz"],
+        "quantize": [run, "--out", "quantized"],
         "report": [run, "--out", "out"],
         "info": [],
         "doctor": [],

@@ -51,7 +51,7 @@ def test_min_max_weight_step_by_hand() -> None:
 
 
 def test_percentile_is_numpys() -> None:
-    values = torch.randn(3, 1001, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values = torch.randn(3, 998, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for share in (0.1, 50.5, 99.0, 99.9, 100.0):
         assert np.allclose(percentile(values, share).numpy(), np.percentile(values.numpy(), share, axis=1), rtol=0, atol=1e-12)
 
@@ -72,6 +72,8 @@ def test_min_max_activation_by_hand() -> None:
     # 0..15/4 fit exactly.
     assert holding_activation_format((0.0, 3.75), 4) == (2, 0)
     assert holding_activation_format((0.0, 0.0), 4) == (0, 0)
+    # -1.5..5.5 spans seven steps of 1, but rounds to -2..6, which takes eight.
+    assert holding_activation_format((-1.5, 5.5), 3) == (-1, 1)
     # Both ends are held after rounding: nothing saturates by more than half a step.
     for low in np.linspace(-3, 0, 13):
         for high in np.linspace(0.01, 3, 13):

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from brought_folders import UNET, make_bundle, make_nnunet
 from small_sessions import SMALL, after_steps, finish_small, resume_small, small_phantom, start_small, train_small
 
@@ -165,6 +167,21 @@ def test_a_quantization_that_was_stopped_goes_on(finished_run: Path, tmp_path: P
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
+def test_volumes_and_the_network_that_finds_their_region_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medquant.train.coarse._EPOCHS", 2)
+    monkeypatch.setattr("medquant.train.coarse._STEPS", 2)
+    volumes = ("model.dimensions=3", "model.depth=2", "data.patch_slices=2", "data.region=coarse")
+    train_small(tmp_path / "run", *volumes)
+    monkeypatch.setattr(stage_module, "segmentation_loss", None)
+    found = quantized(tmp_path / "run", tmp_path / "q")
+    assert found.document["agreement"]["differing"] == 0
+    assert (tmp_path / "q" / "coarse" / "model.mq").read_bytes() == (tmp_path / "run" / "coarse" / "model.mq").read_bytes()
+    packed = load_model(tmp_path / "q" / "model.mq")
+    assert packed.program.dimensions == 3
+    assert packed.coarse is not None
+
+
 # --- networks trained elsewhere -----------------------------------------------------------------------------------------
 
 
@@ -188,6 +205,24 @@ def test_a_bundle_becomes_an_exact_model_file(tmp_path: Path) -> None:
     shutil.rmtree(bundle)
     again = quantized(tmp_path / "q", tmp_path / "q4", wbits=4, abits=6)
     assert again.document["float_twin"]["dice"] == found.document["float_twin"]["dice"]
+
+
+@pytest.mark.usefixtures("nothing_is_trained")
+def test_a_network_with_two_outputs_for_two_classes_decides_by_the_larger(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", {**UNET, "out_channels": 2})
+    (bundle / "configs" / "metadata.json").unlink()
+    (tmp_path / "em").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("volume", "labels"):
+        stack = (255 * (rng.random((8, 34, 34)) > 0.5)).astype(np.uint8)
+        tifffile.imwrite(tmp_path / "em" / f"train-{name}.tif", stack)
+    request = QuantizeRequest(bundle, tmp_path / "em", BROUGHT, {}, tmp_path / "q")
+    session = start_quantizing(request, SilentReporter(), lambda: False)
+    session.run()
+    document = finish_small(session).document
+    assert "threshold_search" not in document
+    assert document["agreement"]["differing"] == 0
+    assert load_model(tmp_path / "q" / "model.mq").metadata.positive_class is None
 
 
 @pytest.mark.usefixtures("nothing_is_trained")

@@ -17,6 +17,7 @@ def plan(
     data: Annotated[Path | None, typer.Option(help="Dataset folder, for its defaults and classes. [default: built-in phantom]")] = None,
     wbits: Annotated[int | None, typer.Option(help="Bits of weights: 1 to 8, or 32 for float.")] = None,
     abits: Annotated[int | None, typer.Option(help="Bits of activations: 1 to 8, or 32 for float.")] = None,
+    method: Annotated[str | None, typer.Option(help="Quantization method; medquant info lists them. [default: fixed_point]")] = None,
     layer_bits: Annotated[list[str] | None, typer.Option(help="PATTERN=W/A for some layers; repeatable.")] = None,
     override: Annotated[list[str] | None, typer.Option("-o", help="key=value of the configuration; repeatable.")] = None,
     as_json: JsonOption = False,
@@ -36,6 +37,7 @@ def plan(
         "data.path": None if data is None else str(data),
         "quant.wbits": wbits,
         "quant.abits": abits,
+        "quant.method": method,
         "quant.layer_bits": layer_bits or None,
     }
     options = {key: value for key, value in given.items() if value is not None}
@@ -50,5 +52,7 @@ def plan(
     ]
     floats = [layer for layer in planned.plan.layers if 32 in (layer.weight_bits, layer.activation_bits)]
     if floats:
-        totals.append(f"float        {len(floats)} of {len(planned.plan.layers)} layers: no integer program, no model file")
+        totals.append(f"float        in {len(floats)} of {len(planned.plan.layers)} layers: no integer program, no model file")
+    elif not planned.exact:
+        totals.append(f"simulation   method {planned.method} is not exact with these options: no integer program, no model file")
     voice.result("\n".join([plan_table(planned.plan, ledger).to_text(), "", *totals]), planned.to_json())

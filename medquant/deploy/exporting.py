@@ -40,8 +40,8 @@ def find_model(target: Path) -> Path:
     model = target / "model.mq"
     if not model.is_file():
         raise CheckpointError(
-            f"{target}: holds no model.mq; a run has one when it is finished and none of its layers computes in float "
-            f"(medquant train --resume --out {target})"
+            f"{target}: holds no model.mq; a run has one when it is finished, its method is exact (medquant info) and none of its "
+            f"layers computes in float: medquant plan {target} says so; an unfinished run ends with medquant train --resume --out {target}"
         )
     return model
 

@@ -24,6 +24,10 @@ _MODULES = {
 }
 _ALIASES = {"Unet": "UNet", "unet": "UNet", "BasicUnet": "BasicUNet", "DynUnet": "DynUNet", "AttentionUNet": "AttentionUnet"}
 _BASIC_UNET_MULTIPLE = 16
+_MOST = 4096
+_MOST_BLOCKS = 64
+_COUNTS = ("num_res_units", "blocks_down", "blocks_up")
+"""Arguments that say how many layers there are: each layer costs time even where it is only laid out."""
 _KNOWN = ", ".join(_MODULES)
 
 
@@ -85,6 +89,7 @@ def _bound(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
         if key not in parameters:
             raise ConfigError(f"model.arguments: {unknown_name(f'argument of {name}', key, parameters)}")
         _check_plain(key, value)
+        _check_size(key, value)
     missing = [key for key, each in parameters.items() if each.default is inspect.Parameter.empty and key not in own]
     if missing:
         raise ConfigError(f"model.arguments: {name} needs {', '.join(missing)}")
@@ -107,6 +112,21 @@ def _check_plain(key: str, value: object) -> None:
             _check_plain(key, item)
     elif value is not None and not isinstance(value, str | int | float | bool):
         raise ConfigError(f"model.arguments: {key} must be plain data; found {type(value).__name__}")
+
+
+def _check_size(key: str, value: object) -> None:
+    """Refuse numbers and lists beyond those of any network, before a layer is made."""
+    most = _MOST_BLOCKS if key in _COUNTS else _MOST
+    if isinstance(value, list | tuple):
+        if len(value) > _MOST_BLOCKS:
+            raise ConfigError(f"model.arguments: {key} must have at most {_MOST_BLOCKS} entries; found {len(value)}")
+        for item in value:
+            _check_size(key, item)
+    elif isinstance(value, Mapping):
+        for inner, item in value.items():
+            _check_size(str(inner), item)
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) > most:
+        raise ConfigError(f"model.arguments: {key} must be at most {most}; found {value}")
 
 
 def _tuples(value: object) -> object:

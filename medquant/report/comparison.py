@@ -14,6 +14,7 @@ from medquant.report.plots import DicePoint, dice_against_memory
 from medquant.report.tables import Table, format_bytes
 
 FLOAT = "float"
+DEFAULT_METHOD = "fixed_point"
 _SIZES = (
     ("parameters", "parameter_bytes"),
     ("paper's count", "paper_bytes"),
@@ -25,10 +26,10 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one bit width.
+    """The runs of one bit width, method and its options.
 
     Args:
-        label: ``float`` or for example ``W4A6``.
+        label: ``float``, for example ``W4A6``, or ``W4A6 learned_step`` (see :func:`run_label`).
         documents: their ``eval.json``, one a seed.
     """
 
@@ -54,7 +55,7 @@ class Group:
 
 
 def group_runs(documents: Sequence[Mapping[str, object]]) -> list[Group]:
-    """Runs by bit width, widest first.
+    """Runs by bit width, widest first, and by method and its options.
 
     Raises:
         InputError: no run, or runs that were scored on different cases or classes.
@@ -67,11 +68,25 @@ def group_runs(documents: Sequence[Mapping[str, object]]) -> list[Group]:
     if len(scored) > 1:
         raise InputError("the runs were scored on different data, cases or classes; compare runs of one data set and one part")
     refuse_mixed_networks(documents)
-    found: dict[tuple[int, int], list[Mapping[str, object]]] = {}
+    found: dict[tuple[int, int, str], list[Mapping[str, object]]] = {}
     for document in documents:
         bits = _mapping(document["bits"])
-        found.setdefault((int(str(bits["weights"])), int(str(bits["activations"]))), []).append(document)
-    return [Group(_label(*bits), tuple(found[bits])) for bits in sorted(found, reverse=True)]
+        key = (-int(str(bits["weights"])), -int(str(bits["activations"])), run_label(document))
+        found.setdefault(key, []).append(document)
+    return [Group(key[2], tuple(found[key])) for key in sorted(found)]
+
+
+def run_label(document: Mapping[str, object]) -> str:
+    """What a run is called in a table: ``float``, or its bits, its method where it is not the default one, and that one's options.
+
+    Runs of one label differ in seed and fold alone, so that a mean over them means something.
+    """
+    bits = _mapping(document["bits"])
+    if bits["weights"] == bits["activations"] == 32:
+        return FLOAT
+    method = bits.get("method", DEFAULT_METHOD)
+    options = [f"{key}={value}" for key, value in sorted(_mapping(bits.get("options") or {}).items())]
+    return " ".join([f"W{bits['weights']}A{bits['activations']}", *([] if method == DEFAULT_METHOD else [str(method)]), *options])
 
 
 def refuse_mixed_networks(documents: Sequence[Mapping[str, object]]) -> None:
@@ -126,10 +141,6 @@ def _half_interval(scores: Sequence[float]) -> float | None:
     from scipy import stats
 
     return float(stats.t.ppf(0.975, len(scores) - 1)) * statistics.stdev(scores) / math.sqrt(len(scores))
-
-
-def _label(weights: int, activations: int) -> str:
-    return FLOAT if weights == activations == 32 else f"W{weights}A{activations}"
 
 
 def _known(values: Iterable[float]) -> list[float]:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from medquant.errors import InputError
 from medquant.evaluate.fold_summary import fold_table
-from medquant.report.comparison import refuse_mixed_networks
+from medquant.report.comparison import FLOAT, refuse_mixed_networks, run_label
 from medquant.report.tables import Table, format_bytes
+
+_TWIN = "float twin of "
 
 
 def are_folds(documents: Sequence[Mapping[str, object]]) -> bool:
@@ -17,7 +19,7 @@ def are_folds(documents: Sequence[Mapping[str, object]]) -> bool:
 
 
 def folds_table(documents: Sequence[Mapping[str, object]]) -> tuple[Table, dict[str, object]]:
-    """A row a bit width, and one for the float twins where every run has one: mean, deviation and range of Dice over all cases.
+    """A row a bit width and method, and one for the float twins where every run has one: mean, deviation and range of Dice over all cases.
 
     Returns:
         The table, and the figures behind it by row label.
@@ -28,14 +30,12 @@ def folds_table(documents: Sequence[Mapping[str, object]]) -> tuple[Table, dict[
     refuse_mixed_networks(documents)
     groups: dict[str, list[Mapping[str, object]]] = {}
     for document in documents:
-        bits = _mapping(document["bits"])
-        label = "float" if bits["weights"] == bits["activations"] == 32 else f"W{bits['weights']}A{bits['activations']}"
-        groups.setdefault(label, []).append(document)
+        groups.setdefault(run_label(document), []).append(document)
     named = {label: (group, [document for document in group]) for label, group in groups.items()}
     for label, group in groups.items():
         twins = [_mapping(document.get("float_twin") or {}) for document in group]
         if all(twins):
-            named[f"float twin of {label}"] = (group, twins)
+            named[f"{_TWIN}{label}"] = (group, twins)
     classes = list(_mapping(documents[0]["dice"]))
     rows = []
     figures: dict[str, object] = {}
@@ -44,7 +44,10 @@ def folds_table(documents: Sequence[Mapping[str, object]]) -> tuple[Table, dict[
         found = fold_table(scored, names if len(set(names)) == len(names) else ())
         figures[label] = found
         summary = _mapping(found["dice"])
-        sizes = [int(str(_mapping(document["memory"])["float_bytes" if "float" in label else "parameter_bytes"])) for document in group]
+        sizes = [
+            int(str(_mapping(document["memory"])["float_bytes" if label == FLOAT or label.startswith(_TWIN) else "parameter_bytes"]))
+            for document in group
+        ]
         cells = [_range(_mapping(summary[name])) for name in classes]
         cases = str(sum(int(str(fold["cases"])) for fold in _list(found["folds"])))
         rows.append((label, str(len(group)), cases, *cells, format_bytes(max(sizes))))

@@ -48,11 +48,11 @@ def scoreboard(document: Mapping[str, object]) -> Table:
 
 
 def _float_share(memory: Mapping[str, object]) -> str:
-    """Says how many layers of a quantized network are float, "" where none is."""
+    """Says in how many layers of a quantized network weights or what they write are float, "" where none is."""
     layers = memory.get("layers")
     rows = [_mapping(row) for row in layers] if isinstance(layers, list) else []
     floats = sum(32 in (row.get("weight_bits"), row.get("activation_bits")) for row in rows)
-    return f", {floats} of {len(rows)} layers float" if floats else ""
+    return f", float in {floats} of {len(rows)} layers" if floats else ""
 
 
 def _scores(document: Mapping[str, object], dice: Mapping[str, object], metrics: Mapping[str, object]) -> list[str]:

@@ -29,14 +29,28 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class PlannedNetwork:
-    """A plan and its ledger."""
+    """A plan, its ledger, and the method it is for.
+
+    Args:
+        plan: bits of every layer.
+        ledger: what they weigh.
+        method: name of the method.
+        exact: whether the network is an integer program and leaves as a model file.
+    """
 
     plan: QuantPlan
     ledger: Ledger
+    method: str
+    exact: bool
 
     def to_json(self) -> dict[str, object]:
         """Layers and memory as JSON values."""
-        return {"layers": [vars(layer) for layer in self.plan.layers], "memory": self.ledger.to_json()}
+        return {
+            "layers": [vars(layer) for layer in self.plan.layers],
+            "memory": self.ledger.to_json(),
+            "method": self.method,
+            "exact": self.exact,
+        }
 
 
 def make_plan(request: PlanRequest) -> PlannedNetwork:
@@ -67,4 +81,5 @@ def _plan_config(config: Config, inputs: int, outputs: int) -> PlannedNetwork:
     QuantNetwork(graph, plan, method)  # refuses bits that do not go together
     parameters = sum(parameter.numel() for parameter in network.parameters())
     shape = (1, inputs, *patch_size(config))
-    return PlannedNetwork(plan, weigh_plan(graph, method.stored(plan), parameters, config.quant.wbits, shape))
+    ledger = weigh_plan(graph, method.stored(plan), parameters, config.quant.wbits, shape)
+    return PlannedNetwork(plan, ledger, method.name, method.exact and plan.is_integer)

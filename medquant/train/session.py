@@ -30,6 +30,7 @@ from medquant.deploy.packed import load_model as load_packed
 from medquant.errors import CheckpointError, ConfigError, InputError
 from medquant.evaluate.evaluation import mean_dice, select_cases
 from medquant.models import resolve_choices
+from medquant.models.brought import is_brought
 from medquant.predict.float_predictor import FloatPredictor
 from medquant.predict.predictors import ProgramPredictor
 from medquant.predict.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
@@ -102,6 +103,9 @@ class TrainingSession:
         self._check_epochs()
         if config.quant.distillation > 0 and not config.train.float_twin:
             raise ConfigError("quant.distillation needs the float twin to learn from; set train.float_twin=true, or quant.distillation=0")
+        if not (self.method.learns or self.plan.is_float or config.train.float_twin or config.train.init):
+            # The warm start alone is a network that is not trained to its end, or not at all.
+            raise ConfigError(f"method {self.method.name} learns nothing and takes the finished float network; set train.float_twin=true")
 
     # --- preparation ----------------------------------------------------------------------------------------------
 
@@ -372,7 +376,8 @@ def _recipe(config: Config) -> dict[str, object]:
     train = {key: value for key, value in dumped["train"].items() if key not in ("twin_from", "float_twin")}
     data = {key: value for key, value in dumped["data"].items() if key not in ("path", "workers", "cache")}
     # What auto stands for, so that a run that names it is the same.
-    chosen = resolve_choices(config.model.name, {key: dumped["model"][key] for key in ("upsample", "norm", "activation")})
+    options = {key: dumped["model"][key] for key in ("upsample", "norm", "activation")}
+    chosen = options if is_brought(config.model.name) else resolve_choices(config.model.name, options)
     return {
         f"{name}.{key}": value
         for name, section in (("train", train), ("data", data), ("model", {**dumped["model"], **chosen}))

@@ -21,8 +21,6 @@ from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RUNS, RunFolder, newest_run, start_document
 from medquant.train.session import TrainingSession
 
-"""Where new runs go, below the current folder."""
-
 _SPLIT_SEED = 0
 """The split does not follow the training seed: runs of several seeds are scored on the same cases."""
 

@@ -161,6 +161,16 @@ def test_eval_takes_the_newest_run_and_plan_takes_a_model(finished_run: Path) ->
     assert from_run["memory"]["parameter_bytes"] == stored["memory"]["parameter_bytes"]  # type: ignore[index, call-overload]
 
 
+def test_a_plan_takes_a_method_and_refuses_bits_it_does_not_have() -> None:
+    refused = typed("plan", *SMALL_OPTIONS, "--method", "binary", "--wbits", "2")
+    assert refused.exit_code == 3
+    assert "method binary has weights of 1 or 32 bits; found 2" in refused.stderr
+    simulated = typed("plan", *SMALL_OPTIONS, "--method", "learned_step").stdout
+    assert "method learned_step is not exact with these options: no integer program, no model file" in simulated
+    exact = only_document(typed("plan", *SMALL_OPTIONS, "--method", "uniform", "--json"))
+    assert (exact["method"], exact["exact"]) == ("uniform", True)
+
+
 def test_a_plan_of_options_agrees_with_the_run_they_make(finished_run: Path) -> None:
     planned = only_document(typed("plan", *SMALL_OPTIONS, "--json"))
     assert planned == only_document(typed("plan", finished_run, "--json"))

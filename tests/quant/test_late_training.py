@@ -96,3 +96,23 @@ def test_the_program_is_still_the_simulation_and_the_state_is_whole(options: dic
 
 def test_without_options_nothing_is_kept() -> None:
     assert list(network().controller.buffers()) == []
+
+
+def test_a_frozen_weight_of_one_bit_keeps_the_sign_of_its_average() -> None:
+    """An average of -0.3 over signs is nearer to minus one; rounded it would be nought, which counts as plus one."""
+    import torch
+
+    from medquant.quant.methods.base import WeightSite
+    from medquant.quant.methods.fixed_point import FixedPointWeight
+    from medquant.quant.methods.late_training import LateTraining
+
+    quantizer, late = FixedPointWeight(WeightSite("a", (1, 2), 0, 1)), LateTraining(0.5, 1.0)
+    state = {"integer": [-1.0, 1.0], "direction": [0.0, 0.0], "frequency": [0.9, 0.9], "average": [-0.3, 0.3]}
+    for kind, values in state.items():
+        late.register_buffer(f"{kind}/a", torch.tensor([values]))
+    late.register_buffer("frozen/a", torch.tensor([[True, True]]))
+    late.register_buffer("seen/a", torch.tensor(True))
+    weight = torch.tensor([[-0.5, 0.5]])
+    late._watch("a", weight, quantizer)
+    assert weight.tolist() == [[-1.0, 1.0]]
+    assert quantizer.integers(weight)[0].tolist() == [[-1, 1]]

@@ -94,3 +94,26 @@ def test_runs_of_different_networks_are_not_averaged() -> None:
     assert len(group_runs([small, dict(small)])[0].documents) == 2
     with pytest.raises(InputError, match="different networks"):
         group_runs([small, large])
+
+
+def test_runs_of_different_methods_or_options_are_rows_of_their_own() -> None:
+    def run(bits: tuple[int, int], dice: float, method: str, **options: object) -> dict[str, object]:
+        stated = {"weights": bits[0], "activations": bits[1], "method": method, "options": options}
+        return {**_document(bits, dice), "bits": stated}
+
+    groups = group_runs(
+        [
+            run((8, 8), 0.9, "fixed_point"),
+            run((8, 8), 0.5, "uniform"),
+            run((8, 8), 0.4, "uniform", scale="real"),
+            run((8, 8), 0.7, "fixed_point"),
+            run((32, 32), 0.9, "fixed_point"),
+            run((32, 32), 0.9, "binary"),
+        ]
+    )
+    assert [(group.label, len(group.documents)) for group in groups] == [
+        ("float", 2),
+        ("W8A8", 2),
+        ("W8A8 uniform", 1),
+        ("W8A8 uniform scale=real", 1),
+    ]

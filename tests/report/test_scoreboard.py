@@ -40,7 +40,7 @@ def test_a_network_that_is_float_in_part_says_so() -> None:
     bits = [(None, 8), (4, 6), (32, 6), (None, 32), (8, None)]
     layers = [{"weight_bits": weights, "activation_bits": activations} for weights, activations in bits]
     rows = scoreboard(_document(memory={**MEMORY, "layers": layers}, float_twin=None)).rows
-    assert rows[0][0] == "W4A6, 2 of 5 layers float"
+    assert rows[0][0] == "W4A6, float in 2 of 5 layers"
     assert scoreboard(_document(memory={**MEMORY, "layers": layers[:2]}, float_twin=None)).rows[0][0] == "W4A6"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,12 @@ def test_a_reference_to_a_plain_value_is_followed(tmp_path: Path) -> None:
         ({"_target_": "evil.UNet"}, "_target_ is never imported"),
         ({"nonsense": 1}, "unknown argument of UNet 'nonsense'"),
         ({"in_channels": "1"}, "in_channels must be a whole number"),
-        ({"channels": [2**20, 2**20, 2**20], "strides": [2, 2]}, "a network of [0-9]+ parameters; expected at most"),
+        ({"channels": [4096] * 6, "strides": [2] * 5}, "a network of [0-9]+ parameters; expected at most"),
         ({"channels": [4]}, "these make no network"),
+        ({"num_res_units": 10**8}, "num_res_units must be at most 64; found 100000000"),
+        ({"kernel_size": 10**9}, "kernel_size must be at most 4096"),
+        ({"channels": [1] * 400, "strides": [1] * 399}, "channels must have at most 64 entries; found 400"),
+        ({"act": json.loads("[" * 500 + "]" * 500)}, "argument act of the network has more than 1000 values or 8 levels"),
     ],
 )
 def test_a_bundle_that_asks_for_code_or_makes_no_sense_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -115,6 +120,44 @@ def test_a_bundle_that_asks_for_code_or_makes_no_sense_is_refused(change: dict[s
     with pytest.raises(MedquantError, match=named):
         read_brought(folder).check_weights()
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        {"a": ["@a"]},
+        {"a": ["@b"] * 50, "b": ["@c"] * 50, "c": ["@d"] * 50, "d": ["@e"] * 50, "e": ["@f"] * 50, "f": ["x"] * 50},
+    ],
+    ids=["in a circle", "50 ** 6 values"],
+)
+def test_references_that_never_end_are_refused(around: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle", config={"network_def": {**UNET, "act": "@a"}, **around})
+    with pytest.raises(CheckpointError, match="argument act of the network has more than 1000 values or 8 levels, or refers to itself"):
+        read_brought(folder)
+
+
+@pytest.mark.parametrize(
+    "claimed",
+    [torch.zeros(1).expand(10**6, 10**7), torch.empty(4, 1, 3, 3, device="meta"), torch.zeros(4, 1, 3, 3).to_sparse()],
+    ids=["one value for all", "meta", "sparse"],
+)
+def test_a_tensor_that_claims_more_than_is_stored_takes_no_memory(claimed: torch.Tensor, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle")
+    torch.save({"a": claimed}, folder / "models" / "model.pt")
+    with pytest.raises(CheckpointError, match=r"model\.pt: a \([0-9×]+\) is sparse, complex, or claims more values than are stored"):
+        read_brought(folder).check_weights()
+
+
+def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
+    """torch reads deflated records although it writes none: 64 MiB of zeros in some 70 KiB."""
+    folder = make_bundle(tmp_path / "bundle")
+    file, stored = folder / "models" / "model.pt", tmp_path / "stored.pt"
+    torch.save({"a": torch.zeros(2**24)}, stored)
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    with pytest.raises(CheckpointError, match=r"model\.pt: unpacks to [0-9]+ bytes, more than the file has"):
+        load_document(file)
 
 
 class Hostile:
@@ -234,3 +277,34 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_made(
     with pytest.raises(error, match=named or "sides are multiples of 32|patch_size must hold multiples of 32"):
         start_small(tmp_path / "run", *overrides, f"train.init={bundle}")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"norm_op_kwargs": [1]}, "norm_op_kwargs is no mapping"),
+        ({"norm_op_kwargs": {"eps": "x", "affine": True}}, "eps is no number"),
+        ({"nonlin_kwargs": {"negative_slope": [1]}}, "negative_slope is no number"),
+        ({"nonlin_kwargs": {"negative_slope": 10**400}}, "negative_slope is beyond any number"),
+        (None, "configuration 2d is no mapping"),
+    ],
+)
+def test_plans_of_another_form_are_named(change: dict[str, Any] | None, named: str, tmp_path: Path) -> None:
+    folder = tmp_path / "nnUNetTrainer__nnUNetPlans__2d"
+    make_nnunet(folder)
+    plans = json.loads((folder / "plans.json").read_text())
+    if change is None:
+        plans["configurations"]["2d"] = "abc"
+    else:
+        plans["configurations"]["2d"]["architecture"]["arch_kwargs"].update(change)
+    (folder / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(CheckpointError, match=named):
+        read_brought(folder)
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
+def test_class_numbers_that_are_none_are_passed_by(number: str, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle")
+    stated = {"network_data_format": {"outputs": {"pred": {"channel_def": {number: "a"}}}}}
+    (folder / "configs" / "metadata.json").write_text(json.dumps(stated))
+    assert read_brought(folder).classes == {}

@@ -265,3 +265,12 @@ def test_options_of_the_network_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"brings its own network; leave out model\.channels, model\.dropout"):
         quantizing(bundle, tmp_path / "q", *BROUGHT, "model.channels=8", "model.dropout=0.5")
     assert not (tmp_path / "q").exists()
+
+
+def test_a_method_that_learns_nothing_wants_the_finished_float_network(tmp_path: Path) -> None:
+    """Without the twin there is the warm start alone: trained in part, or with ``train.warm_fraction=0`` not at all."""
+    with pytest.raises(
+        ConfigError, match=r"method uniform learns nothing and takes the finished float network; set train\.float_twin=true"
+    ):
+        start_small(tmp_path / "run", "quant.method=uniform", "train.float_twin=false", "train.warm_fraction=0")
+    assert not (tmp_path / "run").exists()

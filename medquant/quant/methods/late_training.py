@@ -85,8 +85,10 @@ class LateTraining(Controller):
         average.lerp_(now, _MOMENTUM)
         direction.copy_(torch.where(moved != 0, moved, direction))
         frozen |= frequency > self.freeze_above
-        weight.copy_(torch.where(frozen, average.round() * step, weight))
-        before.copy_(torch.where(frozen, average.round(), now))
+        # One bit has no nought: what the average is nearer to is its sign.
+        held = torch.where(average >= 0, 1.0, -1.0).to(average.dtype) if quantizer.bits == 1 else average.round()
+        weight.copy_(torch.where(frozen, held * step, weight))
+        before.copy_(torch.where(frozen, held, now))
 
     def evaluated(self, key: str, parameter: Tensor) -> Tensor:
         """The mean over the late steps, where there is one."""

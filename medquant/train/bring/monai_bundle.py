@@ -5,7 +5,9 @@ Layout: https://docs.monai.io/en/stable/mb_specification.html. A bundle's transf
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -21,6 +23,8 @@ _CONFIGS = ("inference.json", "inference.yaml", "inference.yml", "train.json", "
 _KEYS = ("network_def", "network")
 _WEIGHTS = ("model.safetensors", "model.pt")
 _MOST_BYTES = 2**20
+_MOST_VALUES, _DEEPEST = 1000, 8
+_CLASS_NUMBER = re.compile("[0-9]{1,5}")
 
 
 def is_bundle(path: Path) -> bool:
@@ -40,7 +44,8 @@ def read_bundle(path: Path) -> BroughtNetwork:
     if not isinstance(definition, Mapping):
         raise CheckpointError(f"{file}: states no network ({' or '.join(_KEYS)} with {TARGET}); name its class and arguments there")
     known_class(definition.get(TARGET))
-    arguments = {str(key): _resolved(file, config, str(key), value) for key, value in definition.items() if key != "_desc_"}
+    reader = _Arguments(file, config)
+    arguments = {str(key): reader.resolved(str(key), value) for key, value in definition.items() if key != "_desc_"}
     monai_class_facts(arguments)
     weights = next((path / "models" / name for name in _WEIGHTS if (path / "models" / name).is_file()), None)
     if weights is None:
@@ -76,26 +81,50 @@ def _plain(value: Value) -> object:
     return [_plain(item) for item in value.items] if isinstance(value, ListValue) else value
 
 
-def _resolved(file: Path, config: Mapping[str, object], key: str, value: object) -> object:
-    """An argument as plain data; ``@name`` is looked up where it names a plain value of the same file.
+@dataclass
+class _Arguments:
+    """The network's arguments as plain data; ``@name`` is looked up where it names a plain value of the same file.
 
-    Raises:
-        CheckpointError: an expression, or a marker such as ``_requires_``.
+    Args:
+        file: for messages.
+        config: the whole file.
+        left: values that may still be read. A few references to each other make endless arguments of a short file.
     """
-    if key.startswith("_") and key != TARGET:
-        raise CheckpointError(f"{file}: the network asks for code: {key} is evaluated nowhere here; leave it out")
-    if isinstance(value, str) and value.startswith("@"):
-        target = config.get(value[1:])
+
+    file: Path
+    config: Mapping[str, object]
+    left: int = _MOST_VALUES
+
+    def resolved(self, key: str, value: object, depth: int = 0) -> object:
+        """An argument as plain data.
+
+        Raises:
+            CheckpointError: an expression, a marker such as ``_requires_``, or more than any network has.
+        """
+        self.left -= 1
+        if depth > _DEEPEST or self.left < 0:
+            raise CheckpointError(
+                f"{self.file}: argument {key} of the network has more than {_MOST_VALUES} values or {_DEEPEST} levels, "
+                "or refers to itself; write its values out"
+            )
+        if key.startswith("_") and key != TARGET:
+            raise CheckpointError(f"{self.file}: the network asks for code: {key} is evaluated nowhere here; leave it out")
+        if isinstance(value, str) and value[:1] in ("$", "%", "@"):
+            return self.resolved(key, self._referred(key, value), depth + 1)
+        if isinstance(value, list):
+            return [self.resolved(key, item, depth + 1) for item in value]
+        if isinstance(value, Mapping):
+            return {str(inner): self.resolved(str(inner), item, depth + 1) for inner, item in value.items()}
+        return value
+
+    def _referred(self, key: str, text: str) -> object:
+        asks = f"{self.file}: argument {key} of the network asks for code: {text[:60]!r}"
+        if not text.startswith("@"):
+            raise CheckpointError(f"{asks} is never evaluated; write its value")
+        target = self.config.get(text[1:])
         if target is None or (isinstance(target, str) and target[:1] in ("$", "@", "%")) or isinstance(target, Mapping):
-            raise CheckpointError(f"{file}: argument {key} of the network asks for code: {value[:60]!r} names no plain value here")
-        return _resolved(file, config, key, target)
-    if isinstance(value, str) and value[:1] in ("$", "%"):
-        raise CheckpointError(f"{file}: argument {key} of the network asks for code: {value[:60]!r} is never evaluated; write its value")
-    if isinstance(value, list):
-        return [_resolved(file, config, key, item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(inner): _resolved(file, config, str(inner), item) for inner, item in value.items()}
-    return value
+            raise CheckpointError(f"{asks} names no plain value here")
+        return target
 
 
 def _classes(path: Path) -> dict[int, str]:
@@ -106,7 +135,9 @@ def _classes(path: Path) -> dict[int, str]:
     found: object = _read(file)
     for key in ("network_data_format", "outputs", "pred", "channel_def"):
         found = found.get(key) if isinstance(found, Mapping) else None
-    if not isinstance(found, Mapping) or not all(str(number).isdigit() and isinstance(name, str) for number, name in found.items()):
+    if not isinstance(found, Mapping) or not all(
+        _CLASS_NUMBER.fullmatch(str(number)) and isinstance(name, str) for number, name in found.items()
+    ):
         return {}
     return {int(str(number)): str(name) for number, name in found.items()}
 

@@ -96,7 +96,10 @@ def _configuration_name(home: Path, plans: Mapping[str, Any], document: Mapping[
 
 
 def _configuration(file: Path, plans: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found: dict[str, Any] = dict(plans["configurations"][name])
+    stated = plans["configurations"][name]
+    if not isinstance(stated, Mapping):
+        raise CheckpointError(f"{file}: configuration {name} is no mapping; restore it")
+    found: dict[str, Any] = dict(stated)
     parent = found.get("inherits_from")
     if isinstance(parent, str) and isinstance(plans["configurations"].get(parent), Mapping):
         found = {**plans["configurations"][parent], **found}
@@ -136,7 +139,7 @@ def _arguments(file: Path, plans: Mapping[str, Any], configuration: Mapping[str,
         found = str(given.get(key)).rpartition(".")[2]
         if found.rstrip("23d") != wanted:
             raise CheckpointError(f"{file}: {key} is {found}; only {wanted.lower()} is known here")
-    norm, nonlin = (dict(given.get(key) or {}) for key in ("norm_op_kwargs", "nonlin_kwargs"))
+    norm, nonlin = (_settings(file, given, key) for key in ("norm_op_kwargs", "nonlin_kwargs"))
     dimensions = 2 if str(given.get("conv_op")).endswith("2d") else 3
     if not norm.get("affine", False):
         raise CheckpointError(f"{file}: instance norm without a learned scale is not known here")
@@ -146,8 +149,8 @@ def _arguments(file: Path, plans: Mapping[str, Any], configuration: Mapping[str,
         **{key: _listed(file, given, key) for key in ("features_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder")},
         **{key: [_spread(each, dimensions) for each in _listed(file, given, key)] for key in ("kernel_sizes", "strides")},
         "conv_bias": bool(given.get("conv_bias", False)),
-        "norm_eps": float(norm.get("eps", 1e-5)),
-        "negative_slope": float(nonlin.get("negative_slope", 0.01)),
+        "norm_eps": _number(file, norm, "eps", 1e-5),
+        "negative_slope": _number(file, nonlin, "negative_slope", 0.01),
     }
 
 
@@ -174,6 +177,23 @@ def _listed(file: Path, values: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(found, list | tuple):
         raise CheckpointError(f"{file}: {key} is no list; restore it")
     return list(found)
+
+
+def _settings(file: Path, values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = values.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{file}: {key} is no mapping; restore it")
+    return found
+
+
+def _number(file: Path, values: Mapping[str, Any], key: str, default: float) -> float:
+    found = values.get(key, default)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise CheckpointError(f"{file}: {key} is no number; restore it")
+    try:
+        return float(found)
+    except OverflowError as error:
+        raise CheckpointError(f"{file}: {key} is beyond any number it could be; restore it") from error
 
 
 def _lists(value: object) -> list[Any]:

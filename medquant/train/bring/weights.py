@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def load_document(path: Path, numpy_scalars: bool = False) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected the trained weights")
+    _refuse_inflated(path)
     try:
         with torch.serialization.safe_globals(_SCALARS if numpy_scalars else []), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch tells of TorchScript archives and of its own format
@@ -81,7 +83,40 @@ def weights_in(document: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: holds {', '.join(strange[:3]) or 'nothing'} where weights by name were expected")
     if all(name.startswith(_PARALLEL) for name in found):
         found = {name.removeprefix(_PARALLEL): value for name, value in found.items()}
+    for name, value in found.items():
+        _check_plain(name, value, path)
     return {name: value.detach().clone() for name, value in found.items()}
+
+
+def _refuse_inflated(path: Path) -> None:
+    """Refuse an archive that holds more than its file: torch writes none, but reads them, and a small file could fill the memory.
+
+    Raises:
+        CheckpointError: it is one, or no readable archive.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: not readable as a torch file ({error}); restore it") from error
+    if claimed > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: unpacks to {claimed} bytes, more than the file has; torch compresses nothing, save it with torch.save"
+        )
+
+
+def _check_plain(name: str, tensor: Tensor, path: Path) -> None:
+    """Refuse a tensor that is not all there: a few stored bytes can claim any shape, and a copy would take its memory.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized and not tensor.is_complex()
+    if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        shape = "×".join(map(str, tensor.shape))
+        raise CheckpointError(f"{path}: {name} ({shape}) is sparse, complex, or claims more values than are stored; save plain tensors")
 
 
 def _why(error: Exception) -> str:

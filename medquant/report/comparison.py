@@ -97,7 +97,10 @@ def refuse_mixed_networks(documents: Sequence[Mapping[str, object]]) -> None:
     """
     models = {json.dumps({**_mapping(d["network"]), "edge_bits": None}, sort_keys=True) for d in documents if "network" in d}
     if len(models) > 1:
-        raise InputError("the runs are of different networks or layer rules; compare runs that differ in bits and seed only")
+        names = sorted({str(_mapping(d["network"]).get("name", "unet")) for d in documents if "network" in d})
+        raise InputError(
+            f"the runs are of different networks ({', '.join(names)}) or layer rules; compare runs that differ in bits, method, seed"
+        )
 
 
 def comparison_table(groups: Sequence[Group]) -> Table:

@@ -229,8 +229,11 @@ def weigh_session(session: TrainingSession, cases: Sequence[PreparedCase]) -> Le
         peak = _process_peak(session, shape)
         return replace(ledger, model_file_bytes=run.model.stat().st_size, process_peak_bytes=peak)
     graph, plan = plan_network(session.config, session.network, session.inputs)
-    files = sum(file.stat().st_size for file in run.best.glob("*.safetensors"))
-    return replace(weigh_plan(graph, session.method.stored(plan), parameters, wbits, shape), model_file_bytes=files)
+    ledger = weigh_plan(graph, session.method.stored(plan), parameters, wbits, shape)
+    if not session.plan.is_float:
+        # The checkpoint of a simulation holds latent float weights: it is not what the network would be shipped as.
+        return ledger
+    return replace(ledger, model_file_bytes=sum(file.stat().st_size for file in run.best.glob("*.safetensors")))
 
 
 def _process_peak(session: TrainingSession, shape: tuple[int, ...]) -> int | None:

@@ -86,7 +86,10 @@ def _range(arrays: Sequence[np.ndarray]) -> list[float]:
 
 def bits_json(quant: QuantConfig) -> dict[str, object]:
     """What a run was quantized with, for its records."""
-    return {"weights": quant.wbits, "activations": quant.abits, "method": quant.method, "options": dict(quant.options)}
+    # What trains and is not a method's own stands among the options where it is not the default: such runs are no seeds of others.
+    defaults = QuantConfig()
+    extra = {name: getattr(quant, name) for name in ("distillation", "optimizer") if getattr(quant, name) != getattr(defaults, name)}
+    return {"weights": quant.wbits, "activations": quant.abits, "method": quant.method, "options": {**quant.options, **extra}}
 
 
 def region_json(config: Config) -> dict[str, object]:

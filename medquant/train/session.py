@@ -101,6 +101,8 @@ class TrainingSession:
         graph, self.plan = plan_network(config, self.network, self.inputs)
         QuantNetwork(graph, self.plan, self.method)  # bits that do not go together are refused now, not after the warm start
         self._check_epochs()
+        if config.quant.distillation > 0 and not self.method.learns:
+            raise ConfigError(f"quant.distillation is a part of training, and method {self.method.name} trains nothing; leave it out")
         if config.quant.distillation > 0 and not config.train.float_twin:
             raise ConfigError("quant.distillation needs the float twin to learn from; set train.float_twin=true, or quant.distillation=0")
         if not (self.method.learns or self.plan.is_float or config.train.float_twin or config.train.init):
@@ -318,12 +320,15 @@ class TrainingSession:
         folder = self.run_folder.best if self.plan.is_float else self.run_folder.twin
         load_model(load_checkpoint(self.run_folder.warm), self.network)
         StageRunner(self._second_stage("float", folder), self.network, self.around, ["warm"]).run()
-        # The statistics are those of the last batches of one epoch; estimate them over many, as the quantized network's are.
+        self._settle(self.network, folder, "batch_norm_reestimated")
+
+    def _settle(self, network: nn.Module, folder: Path, mark: str) -> None:
+        """Estimate the batch norm statistics of a kept network over many batches; training left those of the last few of one epoch."""
         kept = load_checkpoint(folder)
-        if not kept.values.get("batch_norm_reestimated"):
-            load_model(kept, self.network)
-            self._reestimate(self.network)
-            save_checkpoint(folder, Checkpoint(_weights_of(self.network).tensors, {**kept.values, "batch_norm_reestimated": True}))
+        if not kept.values.get(mark):
+            load_model(kept, network)
+            self._reestimate(network)
+            save_checkpoint(folder, Checkpoint(_weights_of(network).tensors, {**kept.values, mark: True}))
 
     def _train_quantized(self) -> None:
         finished = [stage for stage in ("warm", "float") if stage == "warm" or self.config.train.float_twin]
@@ -336,6 +341,9 @@ class TrainingSession:
             return
         plan = self._second_stage("quantized", self.run_folder.best)
         StageRunner(plan, network, self.around, finished, self.config.quant, self._teacher()).run()
+        if self.method.keeps_batch_norm:
+            # A mark of its own: the other one says that a folder holds a finished float network.
+            self._settle(network, self.run_folder.best, "statistics_settled")
 
     def _teacher(self) -> nn.Module | None:
         """The float twin, whose probabilities the quantized network learns from."""

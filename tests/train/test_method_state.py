@@ -9,7 +9,7 @@ import torch
 from small_sessions import after_steps, resume_small, start_small, trained_bits
 from torch import Tensor
 
-from medquant.errors import InterruptedRunError
+from medquant.errors import ConfigError, InterruptedRunError
 from medquant.quant.methods.ternary import TernaryActivation, ternary_tanh
 from medquant.train.checkpoint import load_checkpoint
 
@@ -31,6 +31,18 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, name: str) -> No
     resume_small(tmp_path / "cut").run()
     found, expected = trained_bits(tmp_path / "cut"), trained_bits(whole)
     assert sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)) == []
+    # Batch norm that is kept has the statistics of many batches, as the float twin's has.
+    best = load_checkpoint(whole / "best")
+    assert best.values["statistics_settled"] is True
+    last = load_checkpoint(whole / "last").tensors
+    statistics = [key for key in best.tensors if key.endswith("running_mean")]
+    assert statistics
+    assert all(not torch.equal(best.tensors[key], last[key]) for key in statistics)
+
+
+def test_what_trains_nothing_learns_from_no_teacher(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"quant\.distillation is a part of training, and method uniform trains nothing"):
+        start_small(tmp_path / "run", *SHORT, "quant.method=uniform", "quant.distillation=1.0")
 
 
 def test_the_slope_of_the_ternary_tanh_is_annealed_by_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

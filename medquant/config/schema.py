@@ -154,6 +154,15 @@ class QuantConfig(Section):
     calibration_batches: int = Field(default=8, ge=1, le=10_000, description="training batches the first quantizer ranges are measured on")
     freeze_exponents_at: float = Field(default=0.7, ge=0, le=1, description="share of quantized training after which exponents stay")
 
+    def record(self) -> dict[str, object]:
+        """What a run was quantized with, for its records: bits, method, its options.
+
+        What trains and is not a method's own stands among the options where it is not the default: such runs are no seeds of others.
+        """
+        fields = type(self).model_fields
+        extra = {name: value for name in ("distillation", "optimizer") if (value := getattr(self, name)) != fields[name].default}
+        return {"weights": self.wbits, "activations": self.abits, "method": self.method, "options": {**self.options, **extra}}
+
 
 class TrainConfig(Section):
     """How long, how fast, where."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from medquant.errors import EngineMismatchError
 
 if TYPE_CHECKING:
     from openvino import Core
@@ -34,7 +37,6 @@ def import_openvino() -> ModuleType:
     return openvino  # type: ignore[no-any-return]
 
 
-@cache
 def openvino_core() -> Core:
     """The one OpenVINO core of this process, kept until the process ends.
 
@@ -45,6 +47,17 @@ def openvino_core() -> Core:
 
     Raises:
         ModuleNotFoundError: OpenVINO is not installed.
+        EngineMismatchError: the process is the fork of one that has used OpenVINO, whose threads a fork does not have: it would wait
+            for them for ever.
     """
-    core: Core = import_openvino().Core()
+    core, process = _made()
+    if process != os.getpid():
+        raise EngineMismatchError(
+            "OpenVINO cannot run in the fork of a process that has used it; use another engine, or start processes by spawning"
+        )
     return core
+
+
+@cache
+def _made() -> tuple[Core, int]:
+    return import_openvino().Core(), os.getpid()

@@ -29,7 +29,7 @@ from medquant.quant.network import QuantNetwork
 from medquant.quant.program import IntegerProgram
 from medquant.train.building import configured_outputs, plan_network
 from medquant.train.checkpoint import has_checkpoint, load_checkpoint
-from medquant.train.model_card import bits_json, model_metadata, region_json, scored_metrics
+from medquant.train.model_card import model_metadata, region_json, scored_metrics
 from medquant.train.pictures import draw_pictures, pictured
 from medquant.train.run_folder import finished_now, write_json
 from medquant.train.session import TrainingSession
@@ -261,7 +261,7 @@ def _document(
         },
         "seed": config.train.seed,
         "preparation": {**session.preparation.to_json(), "region": region_json(config)},
-        "bits": bits_json(config.quant),
+        "bits": config.quant.record(),
         **scores_document(evaluation, dataset.info),
         "baseline": baseline_document([case.case for case in cases], dataset.info),
         "memory": weigh_session(session, cases).to_json(),

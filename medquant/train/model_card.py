@@ -8,7 +8,7 @@ from importlib import metadata
 import numpy as np
 
 import medquant
-from medquant.config.schema import Config, QuantConfig
+from medquant.config.schema import Config
 from medquant.data.prepared import PreparedCase
 from medquant.deploy.metadata import ModelMetadata
 from medquant.evaluate.evaluation import Evaluation
@@ -82,14 +82,6 @@ def scan_range(cases: Sequence[PreparedCase], modality: str) -> dict[str, object
 
 def _range(arrays: Sequence[np.ndarray]) -> list[float]:
     return [float(min(array.min() for array in arrays)), float(max(array.max() for array in arrays))]
-
-
-def bits_json(quant: QuantConfig) -> dict[str, object]:
-    """What a run was quantized with, for its records."""
-    # What trains and is not a method's own stands among the options where it is not the default: such runs are no seeds of others.
-    defaults = QuantConfig()
-    extra = {name: getattr(quant, name) for name in ("distillation", "optimizer") if getattr(quant, name) != getattr(defaults, name)}
-    return {"weights": quant.wbits, "activations": quant.abits, "method": quant.method, "options": {**quant.options, **extra}}
 
 
 def region_json(config: Config) -> dict[str, object]:

@@ -19,7 +19,6 @@ from medquant.evaluate.ledger import weigh_program
 from medquant.evaluate.process_memory import measure_process_peak
 from medquant.predict.blocks import shown_at_once
 from medquant.predict.model_case import open_model
-from medquant.train.model_card import bits_json
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RUNS, RunFolder, newest_run, stored_config
 
@@ -104,7 +103,7 @@ def _rescore_model(path: Path, request: EvalRequest, reporter: Reporter) -> dict
         "model": str(path),
         "data": {"name": dataset.info.name, "recognised": dataset.recognised, "content_sha256": dataset.content_sha256},
         "split": {"part": part, "cases": [case.id for case in cases]},
-        "bits": bits_json(bits),
+        "bits": bits.record(),
         **scores_document(evaluation, dataset.info),
         "baseline": baseline_document(cases, dataset.info),
         "memory": ledger.to_json(),

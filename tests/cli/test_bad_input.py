@@ -148,7 +148,7 @@ OPTIONS: list[tuple[list[str], int, tuple[str, ...]]] = [
     (["--layer-bits", "dec1*=/"], CONFIG, ("no bits on either side",)),
     (["--layer-bits", "dec1*=9/"], CONFIG, ("weight bits must be 1 to 8, or 32 for float; found '9'",)),
     (["--layer-bits", "dec1*=x/"], CONFIG, ("found 'x'",)),
-    (["--method", "fixed_pont"], CONFIG, ("unknown quantization method 'fixed_pont'", "did you mean 'fixed_point'?", "known:")),
+    (["--method", "fixed_pont"], CONFIG, ("unknown quantization method 'fixed_pont'", "did you mean 'fixed_point'", "known:")),
     (["-o", "model.name=u_net"], CONFIG, ("unknown network 'u_net'", "did you mean 'unet'")),
     (["-o", "eval.engine=torhc"], USAGE, ("unknown engine 'torhc'", "did you mean 'torch'?", "reference")),
     (["-o", "data.dataset=isbi"], USAGE, ("unknown dataset 'isbi'", "isbi_em")),

@@ -76,3 +76,35 @@ def test_a_signal_after_two_engines_reaches_its_handler(repository: Path, tmp_pa
     command = [sys.executable, "-c", _SIGNAL_AFTER_ENGINES]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert (ended.returncode, ended.stdout.strip()) == (0, "[15]"), ended.stderr
+
+
+_ENGINE_IN_A_FORK = """
+import os
+import numpy as np
+from medquant.deploy.engines import open_engine
+from medquant.errors import EngineMismatchError
+from medquant.quant.formats import TensorFormat
+from medquant.quant.program import ImageNode, IntegerProgram, ReluNode
+
+program = IntegerProgram((ImageNode("image", (), TensorFormat(8, 128, 5), 1), ReluNode("relu", ("image",), TensorFormat(6, 0, 4))), (4,))
+image = np.zeros((1, 1, 8, 8), np.uint8)
+expected = open_engine("openvino", program).run(image)
+child = os.fork()
+if child == 0:
+    try:
+        open_engine("openvino", program).run(image)
+    except EngineMismatchError as error:
+        print("refused" if "fork" in str(error) else error, flush=True)
+    engine = open_engine("auto", program)
+    print(engine.info.name != "openvino" and np.array_equal(engine.run(image), expected), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_fork_of_a_process_that_used_it_takes_another_engine_and_does_not_wait_for_ever(repository: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    environment = {"PYTHONPATH": str(repository), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _ENGINE_IN_A_FORK]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert (ended.returncode, ended.stdout.split()) == (0, ["refused", "True"]), ended.stderr

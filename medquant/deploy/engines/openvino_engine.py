@@ -32,6 +32,7 @@ class OpenVinoEngine(Engine):
         from medquant.deploy.openvino_graph import check_graph
 
         check_graph(program)
+        self._core = openvino_core()
         self._ends_in_bytes = program.nodes[-1].output is not None
         self._requests: dict[tuple[int, ...], InferRequest] = {}
 
@@ -66,7 +67,7 @@ class OpenVinoEngine(Engine):
         # Other precisions round the integers; other devices than the processor round elsewhere.
         hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": thread_count()}
         try:
-            return openvino_core().compile_model(self._build(shape), "CPU", hints)
+            return self._core.compile_model(self._build(shape), "CPU", hints)
         except RuntimeError as error:
             reason = ([line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"])[-1][:200]
             raise EngineMismatchError(f"OpenVINO cannot compile the program on this processor ({reason}); use another engine") from error

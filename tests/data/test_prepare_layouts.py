@@ -235,7 +235,8 @@ def _check_kills(tmp_path: Path, delays: list[float]) -> int:
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    assert _check_kills(tmp_path, [0.8, 1.6, 2.4]) >= 1
+    # The last is late enough for a slow machine to have begun.
+    assert _check_kills(tmp_path, [0.8, 1.6, 8.0]) >= 1
 
 
 @pytest.mark.slow

@@ -73,7 +73,8 @@ def _measure(model_path: Path, shape: tuple[int, ...], engine_name: str) -> dict
     from medquant.deploy.self_test import small_program
 
     # Opening any program imports the engine's library, which is not what the model takes.
-    open_engine(engine_name, small_program())
+    # Untried: what compiling loads belongs to running a model, not to an idle process.
+    open_engine(engine_name, small_program(), try_out=False)
     gpu_peak = _gpu_peak_counter()
     idle = _idle_bytes()
     model = load_model(model_path)

@@ -32,8 +32,10 @@ def check_engine(name: str) -> None:
         raise UsageError(f"engine {name!r} does not work here: {reason}")
 
 
-def open_engine(name: str, program: IntegerProgram) -> Engine:
+def open_engine(name: str, program: IntegerProgram, try_out: bool = True) -> Engine:
     """The engine of this name with a program in it; ``auto``: the fastest exact one that works here and takes the program.
+
+    ``try_out=False`` leaves out the trial run by which ``auto`` finds that an engine has no kernel here.
 
     Raises:
         UsageError: there is none of this name, or it does not work on this machine.
@@ -47,7 +49,8 @@ def open_engine(name: str, program: IntegerProgram) -> Engine:
             continue
         try:
             opened = engine(program)
-            opened.try_out()
+            if try_out:
+                opened.try_out()
             return opened
         except EngineMismatchError:
             # It says itself that it would be wrong, or cannot run here; the reference, last in line, takes every program.

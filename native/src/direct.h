@@ -1,0 +1,179 @@
+// Direct convolution in byte products: sums over runs of consecutive input bytes, a block of voxels by a block of outputs.
+#pragma once
+
+#include "kernels.h"
+#include "requantize.h"
+
+namespace mq {
+namespace {
+
+constexpr int64_t kDirectBytes = Simd::kLanes * 4;
+
+// kVoxels voxels of one line, `step` bytes apart from one to the next in every run.
+template <int kRegisters, int kVoxels>
+inline void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t column, const int8_t* weights, const int32_t* start,
+                       Simd::Int (&sums)[kVoxels][kRegisters]) {
+  using Int = Simd::Int;
+#pragma GCC unroll 16
+  for (int v = 0; v < kVoxels; ++v) {
+#pragma GCC unroll 2
+    for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::load(start + r * Simd::kLanes);
+  }
+  for (int32_t number = 0; number < job.run_count; ++number) {
+    const Run& run = job.runs[number];
+    const uint8_t* at = run.data + depth * run.depth_step + row * run.row_step + column * run.column_step;
+    const ptrdiff_t next = run.column_step;
+    for (int32_t step = 0; step < run.steps; ++step, at += 4) {
+      Int w[kRegisters];
+#pragma GCC unroll 2
+      for (int r = 0; r < kRegisters; ++r) w[r] = Simd::load(weights + r * kDirectBytes);
+      weights += kRegisters * kDirectBytes;
+#pragma GCC unroll 16
+      for (int v = 0; v < kVoxels; ++v) {
+        const Int x = Simd::broadcast4(at + v * next);
+#pragma GCC unroll 2
+        for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::dot(sums[v][r], x, w[r]);
+      }
+    }
+  }
+}
+
+// --- writing ----------------------------------------------------------------------------------------------------------
+
+inline void write_accumulators(const Direct& job, int32_t first_channel, int32_t registers, const int32_t* sums, int32_t* to) {
+  for (int32_t lane = 0; lane < registers * Simd::kLanes; ++lane) {
+    const int32_t channel = first_channel + channel_of_lane(registers, lane / Simd::kLanes, lane % Simd::kLanes);
+    if (channel < job.outputs) to[channel * job.channel_stride] = job.relu && sums[lane] < 0 ? 0 : sums[lane];
+  }
+}
+
+// One voxel whose numbers need more than float32, or of which fewer than a whole block of channels may be written.
+inline void write_voxel_slowly(const Direct& job, int32_t first_channel, int32_t registers, const int32_t* sums, uint8_t* to) {
+  for (int32_t lane = 0; lane < registers * Simd::kLanes; ++lane) {
+    const int32_t channel = first_channel + channel_of_lane(registers, lane / Simd::kLanes, lane % Simd::kLanes);
+    if (channel >= job.outputs) continue;
+    const int64_t q = rounded_shift(sums[lane], job.output.shift[first_channel + lane]) + job.output.zero_point;
+    to[channel] = uint8_t(q < job.output.lowest ? job.output.lowest : q > job.output.highest ? job.output.highest : q);
+  }
+}
+
+struct DirectWriter {
+  const Direct& job;
+  int32_t first_channel;
+  const Simd::Clamp clamp;
+  const Simd::Int zero_point;
+  Simd::Float scale[2];
+
+  DirectWriter(const Direct& j, int32_t first, int32_t registers)
+      : job(j), first_channel(first), clamp(j.output.lowest, j.output.highest), zero_point(Simd::splat(j.output.zero_point)) {
+    if (job.bytes)
+      for (int r = 0; r < registers; ++r) scale[r] = Simd::load_float(j.output.scale + first + r * Simd::kLanes);
+  }
+
+  template <int kRegisters, int kVoxels>
+  void operator()(Simd::Int (&sums)[kVoxels][kRegisters], int64_t depth, int64_t row, int64_t column) const {
+    const ptrdiff_t place = depth * job.depth_stride + row * job.row_stride + column * job.column_stride;
+    const bool packs = job.bytes && job.output.in_float && (job.may_write_padding || first_channel + kRegisters * Simd::kLanes <= job.outputs);
+    if (packs) return write_packed(sums, job.bytes + place + first_channel);
+    alignas(64) int32_t lanes[kRegisters * Simd::kLanes];
+    for (int v = 0; v < kVoxels; ++v) {
+      for (int r = 0; r < kRegisters; ++r) Simd::store(lanes + r * Simd::kLanes, sums[v][r]);
+      const ptrdiff_t here = place + v * job.column_stride;
+      if (job.bytes) write_voxel_slowly(job, first_channel, kRegisters, lanes, job.bytes + here);
+      else write_accumulators(job, first_channel, kRegisters, lanes, job.accumulators + here);
+    }
+  }
+
+ private:
+  template <int kRegisters, int kVoxels>
+  void scale_all(Simd::Int (&sums)[kVoxels][kRegisters]) const {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVoxels; ++v) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::add(Simd::scaled(sums[v][r], scale[r]), zero_point);
+    }
+  }
+  template <int kVoxels>
+  void write_packed(Simd::Int (&sums)[kVoxels][2], uint8_t* to) const {
+    scale_all<2, kVoxels>(sums);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVoxels; v += 2) {
+      const int second = v + 1 < kVoxels ? v + 1 : v;
+      const Simd::Int packed = Simd::pack_two(sums[v], sums[second], clamp);
+      Simd::store_first(to + v * job.column_stride, packed);
+      if (second != v) Simd::store_second(to + second * job.column_stride, packed);
+    }
+  }
+  template <int kVoxels>
+  void write_packed(Simd::Int (&sums)[kVoxels][1], uint8_t* to) const {
+    scale_all<1, kVoxels>(sums);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVoxels; v += 4) {
+      constexpr int last = kVoxels - 1;
+      const Simd::Int packed = Simd::pack_four(sums[v][0], sums[v + 1 < last ? v + 1 : last][0], sums[v + 2 < last ? v + 2 : last][0],
+                                               sums[v + 3 < last ? v + 3 : last][0], clamp);
+      Simd::store_quarter<0>(to + v * job.column_stride, packed);
+      if (v + 1 < kVoxels) Simd::store_quarter<1>(to + (v + 1) * job.column_stride, packed);
+      if (v + 2 < kVoxels) Simd::store_quarter<2>(to + (v + 2) * job.column_stride, packed);
+      if (v + 3 < kVoxels) Simd::store_quarter<3>(to + (v + 3) * job.column_stride, packed);
+    }
+  }
+};
+
+// --- lines ------------------------------------------------------------------------------------------------------------
+
+template <int kRegisters>
+void run_line(const Direct& job, const DirectWriter& write, int64_t depth, int64_t row, const int8_t* weights, const int32_t* start) {
+  constexpr int kVoxels = Simd::kVoxels, kFew = 4;
+  int64_t column = 0;
+  for (; column + kVoxels <= job.columns; column += kVoxels) {
+    Simd::Int sums[kVoxels][kRegisters];
+    sum_voxels<kRegisters, kVoxels>(job, depth, row, column, weights, start, sums);
+    write(sums, depth, row, column);
+  }
+  for (; column + kFew <= job.columns; column += kFew) {
+    Simd::Int sums[kFew][kRegisters];
+    sum_voxels<kRegisters, kFew>(job, depth, row, column, weights, start, sums);
+    write(sums, depth, row, column);
+  }
+  for (; column < job.columns; ++column) {
+    Simd::Int sums[1][kRegisters];
+    sum_voxels<kRegisters, 1>(job, depth, row, column, weights, start, sums);
+    write(sums, depth, row, column);
+  }
+}
+
+void direct_run(const Direct& job, int64_t first_line, int64_t last_line) {
+  const Blocks blocks{padded16(job.outputs), Simd::kLanes};
+  for (int32_t block = 0; block < blocks.count(); ++block) {
+    const int8_t* weights = job.weights + block * job.steps * 2 * kDirectBytes;
+    const int32_t* start = job.start + blocks.first(block);
+    const DirectWriter write(job, blocks.first(block), blocks.registers(block));
+    for (int64_t line = first_line; line < last_line; ++line) {
+      const int64_t depth = line / job.rows, row = line % job.rows;
+      if (blocks.registers(block) == 2) run_line<2>(job, write, depth, row, weights, start);
+      else run_line<1>(job, write, depth, row, weights, start);
+    }
+  }
+}
+
+// Steps [first, last) counted through all blocks: block * steps + step.
+void expand_direct(const StoredWeights& stored, int64_t first, int64_t last, int8_t* expanded) {
+  using B = WideBytes;
+  const Blocks blocks{stored.outputs, Simd::kLanes};
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t block = item / stored.steps, step = item % stored.steps;
+    const int registers = blocks.registers(int32_t(block));
+    int8_t* to = expanded + block * stored.steps * 2 * kDirectBytes + step * registers * kDirectBytes;
+    const bool wide = stored.bits == 8;
+    const uint8_t* from =
+        stored.data + block * stored.steps * (wide ? 2 : 1) * kDirectBytes + step * (wide ? registers : 1) * kDirectBytes;
+    for (int r = 0; r < registers; ++r) {
+      if (wide) B::store(to + r * kDirectBytes, B::load(from + r * kDirectBytes));
+      else B::store(to + r * kDirectBytes, r == 0 ? B::low_half(B::load(from)) : B::high_half(B::load(from)));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mq

@@ -1,0 +1,47 @@
+// From a program to what is run, whatever the size of the image.
+#include "plan.h"
+
+namespace mq {
+namespace {
+
+// Images of few channels stay as they come, a voxel after another; everything else gets room for whole groups of 16 channels.
+constexpr int32_t kPackedBelow = 12;
+
+void append_leaves(const Prepared& prepared, uint32_t number, std::vector<Leaf>& to) {
+  const Node& node = prepared.program.nodes[number];
+  if (node.kind == Kind::concat && !prepared.materialised[number]) {
+    for (const Leaf& each : prepared.reads[number].of) to.push_back(each);
+    return;
+  }
+  to.push_back({number, node.channels, node.kind == Kind::image && node.channels < kPackedBelow});
+}
+
+}  // namespace
+
+Prepared prepare(Program program, const KernelSet& kernels) {
+  Prepared prepared;
+  prepared.kernels = &kernels;
+  prepared.program = std::move(program);
+  auto& nodes = prepared.program.nodes;
+  prepared.materialised.assign(nodes.size(), false);
+  for (size_t number = 0; number < nodes.size(); ++number) {
+    const Node& node = nodes[number];
+    const bool last = number + 1 == nodes.size();
+    if (last && node.kind == Kind::concat) prepared.materialised[number] = true;
+    if (node.kind == Kind::convolution || node.kind == Kind::concat) continue;
+    for (uint32_t input : node.inputs)
+      if (nodes[input].kind == Kind::concat) prepared.materialised[input] = true;
+  }
+  prepared.reads.resize(nodes.size());
+  prepared.layers.resize(nodes.size());
+  for (size_t number = 0; number < nodes.size(); ++number) {
+    for (uint32_t input : nodes[number].inputs) append_leaves(prepared, input, prepared.reads[number].of);
+    if (nodes[number].kind != Kind::convolution) continue;
+    prepared.layers[number] = std::make_unique<Layer>(prepare_layer(prepared.program, nodes[number], prepared.reads[number], kernels));
+    // The layer holds them in their stored width.
+    std::vector<int8_t>().swap(nodes[number].weight);
+  }
+  return prepared;
+}
+
+}  // namespace mq

@@ -1,0 +1,86 @@
+#include "threads.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace mq {
+namespace {
+
+// Steps follow one another within microseconds, so a thread looks for work a little before it sleeps; longer would take
+// time from other processes on the machine.
+constexpr int kLooks = 1500;
+
+void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Pool::Pool(int threads) {
+  for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
+}
+
+Pool::~Pool() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    ++round_;
+  }
+  wake_.notify_all();
+  for (auto& each : workers_) each.join();
+}
+
+void Pool::run(int64_t items, const std::function<void(int64_t, int)>& work) {
+  if (workers_.empty() || items <= 1) {
+    for (int64_t item = 0; item < items; ++item) work(item, 0);
+    return;
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    work_ = &work;
+    items_ = items;
+    next_.store(0, std::memory_order_relaxed);
+    busy_.store(int(workers_.size()), std::memory_order_relaxed);
+    round_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  take_items(0);
+  for (int look = 0; look < kLooks; ++look) {
+    if (busy_.load(std::memory_order_acquire) == 0) return;
+    pause();
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  finished_.wait(lock, [this] { return busy_.load(std::memory_order_acquire) == 0; });
+}
+
+void Pool::take_items(int worker) {
+  for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < items_;) (*work_)(item, worker);
+}
+
+bool Pool::wait_for_work(uint64_t seen) {
+  for (int look = 0; look < kLooks; ++look) {
+    if (round_.load(std::memory_order_acquire) != seen) return !stopping_;
+    pause();
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+  return !stopping_;
+}
+
+void Pool::serve(int worker) {
+  for (uint64_t seen = 0; wait_for_work(seen);) {
+    ++seen;
+    take_items(worker);
+    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      finished_.notify_one();
+    }
+  }
+}
+
+}  // namespace mq

@@ -1,18 +1,27 @@
-// Neighbouring channels computed together: vectors of the widths the including file is compiled for, and their requantization.
+// Neighbouring channels computed together: vectors of the widths the including file is compiled for, and their
+// requantization.
 //
-// Every kernel set includes this with its own flags, so all of it lies in an anonymous namespace and uses no inline function
-// of another header: the linker would keep one copy for all sets, perhaps one that this processor cannot run.
+// Every kernel set includes this with its own flags, so all of it lies in an anonymous namespace and uses no inline
+// function of another header: the linker would keep one copy for all sets, perhaps one that this processor cannot run.
 #pragma once
 
 #include <string.h>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "views.h"
+
+// The constants of a loop stay in registers only where all of it is one function: a store of bytes may change anything
+// else.
+#define MQ_INLINE __attribute__((always_inline))
 
 namespace mq {
 namespace {
 
 // Channels of a vector of 16-bit words, and of one of bytes.
-#if defined(__AVX512BW__)
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
 constexpr int kWords = 32;
 #elif defined(__AVX2__)
 constexpr int kWords = 16;
@@ -26,23 +35,26 @@ template <int Count>
 struct Lanes;
 
 // Written out for each width: GCC forgets a vector's size that depends on a template's parameter.
-#define MQ_LANES(COUNT)                                                       \
-  template <>                                                                 \
-  struct Lanes<COUNT> {                                                       \
-    static constexpr int count = COUNT;                                       \
-    typedef uint8_t Bytes __attribute__((vector_size(COUNT)));                \
-    typedef int16_t Sums __attribute__((vector_size(2 * COUNT)));             \
-    static Sums widen(Bytes x) { return __builtin_convertvector(x, Sums); }   \
-    static Bytes narrow(Sums x) { return __builtin_convertvector(x, Bytes); } \
+#define MQ_LANES(COUNT, WIDEN, NARROW)                            \
+  template <>                                                     \
+  struct Lanes<COUNT> {                                           \
+    static constexpr int count = COUNT;                           \
+    typedef uint8_t Bytes __attribute__((vector_size(COUNT)));    \
+    typedef int16_t Sums __attribute__((vector_size(2 * COUNT))); \
+    static Sums widen(Bytes x) { return WIDEN; }                  \
+    static Bytes narrow(Sums x) { return NARROW; }                \
   };
-MQ_LANES(4)
-MQ_LANES(8)
-#if defined(__AVX2__)
-MQ_LANES(16)
+#define MQ_CONVERT(TYPE) __builtin_convertvector(x, TYPE)
+MQ_LANES(4, MQ_CONVERT(Sums), MQ_CONVERT(Bytes))
+MQ_LANES(8, MQ_CONVERT(Sums), MQ_CONVERT(Bytes))
+// GCC 12 converts wider ones in halves.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+MQ_LANES(16, (Sums)_mm256_cvtepu8_epi16((__m128i)x), (Bytes)_mm256_maskz_cvtepi16_epi8(0xffff, (__m256i)x))
+MQ_LANES(32, (Sums)_mm512_cvtepu8_epi16((__m256i)x), (Bytes)_mm512_maskz_cvtepi16_epi8(0xffffffff, (__m512i)x))
+#elif defined(__AVX2__)
+MQ_LANES(16, (Sums)_mm256_cvtepu8_epi16((__m128i)x), MQ_CONVERT(Bytes))
 #endif
-#if defined(__AVX512BW__)
-MQ_LANES(32)
-#endif
+#undef MQ_CONVERT
 #undef MQ_LANES
 
 // The widest of bytes, which have no sums of one vector.
@@ -101,17 +113,17 @@ uint8_t* line_to(const View& view, int64_t line) {
   return view.data + line / view.rows * view.depth_stride + line % view.rows * view.row_stride;
 }
 
-// Calls f(lane, first channel) for blocks that cover the channels exactly. The last may overlap the one before it, which is
-// computed twice: the output may not be an input.
+// Calls f(lane, first channel) for blocks that cover the channels exactly. The last may overlap the one before it,
+// which is computed twice: the output may not be an input.
 template <typename Lane, typename F>
-void cover(int64_t channels, F f) {
+MQ_INLINE inline void cover(int64_t channels, F f) {
   int64_t c = 0;
   for (; c + Lane::count <= channels; c += Lane::count) f(Lane{}, c);
   if (c < channels) f(Lane{}, channels - Lane::count);
 }
 
 template <int Most, typename F>
-void channel_blocks(int64_t channels, F f) {
+MQ_INLINE inline void channel_blocks(int64_t channels, F f) {
   if constexpr (Most >= 64) {
     if (channels >= 64) return cover<Lanes<64>>(channels, f);
   }
@@ -129,28 +141,32 @@ void channel_blocks(int64_t channels, F f) {
 // Calls f(lane, column, channel) once for every value of a line, also where the output is an input.
 // A dense line is handed over as one column with many channels.
 template <int Most, typename F>
-void each_value(int64_t columns, int64_t channels, F f) {
+MQ_INLINE inline void each_value(int64_t columns, int64_t channels, F f) {
   int64_t c = 0;
   for (; c + Most <= channels; c += Most)
     for (int64_t k = 0; k < columns; ++k) f(Lanes<Most>{}, k, c);
   if (c == channels) return;
   if constexpr (Most > 4) {
-    each_value<Most / 2>(columns, channels - c, [&](auto lane, int64_t k, int64_t more) { f(lane, k, c + more); });
+    each_value<Most / 2>(columns, channels - c,
+                         [&](auto lane, int64_t k, int64_t more) MQ_INLINE { f(lane, k, c + more); });
   } else {
     for (; c < channels; ++c)
       for (int64_t k = 0; k < columns; ++k) f(Lanes<1>{}, k, c);
   }
 }
 
-// Requantization of 16-bit sums x - bias: shifts 0 to 14, and |x - bias| + 2^(shift - 1) below 2^15.
+// Requantization of 16-bit sums x - bias. Where `fits` is false they do not hold what is asked for, and
+// WideRequantization does: shifts but 0 to 14, or a sum that the rounding carries over 2^15.
 struct NarrowRequantization {
+  bool fits;
   int16_t bias, shift, half, odd, zero_point, lowest, highest;
 
-  NarrowRequantization(const Requantization& to, int64_t subtracted)
-      : bias(static_cast<int16_t>(subtracted)),
-        shift(static_cast<int16_t>(to.shift)),
-        half(static_cast<int16_t>(to.shift > 0 ? (1 << (to.shift - 1)) - 1 : 0)),
-        odd(to.shift > 0 ? 1 : 0),
+  NarrowRequantization(const Requantization& to, int64_t largest, int64_t subtracted)
+      : fits(to.shift >= 0 && to.shift <= 14 && largest + (1 << 13) < (1 << 15)),
+        bias(static_cast<int16_t>(fits ? subtracted : 0)),
+        shift(static_cast<int16_t>(fits ? to.shift : 0)),
+        half(static_cast<int16_t>(shift > 0 ? (1 << (shift - 1)) - 1 : 0)),
+        odd(shift > 0 ? 1 : 0),
         zero_point(static_cast<int16_t>(to.zero_point)),
         lowest(static_cast<int16_t>(to.lowest)),
         highest(static_cast<int16_t>(to.highest)) {}
@@ -166,10 +182,6 @@ struct NarrowRequantization {
     return Lane::narrow(smaller<Sums>(larger<Sums>(x, low), high));
   }
 };
-
-bool fits_narrow(const Requantization& to, int64_t magnitude) {
-  return to.shift >= 0 && to.shift <= 14 && magnitude + (int64_t{1} << 13) < (int64_t{1} << 15);
-}
 
 // Any shift, sums below 2^62.
 struct WideRequantization {

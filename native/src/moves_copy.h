@@ -7,7 +7,8 @@
 namespace mq {
 namespace {
 
-// `columns` voxels from `to` on, their channels only: the bytes after them may be another tensor's, joined along the channels.
+// `columns` voxels from `to` on, their channels only: the bytes after them may be another tensor's, joined along the
+// channels.
 void fill_voxels(const View& out, uint8_t* to, int64_t columns, uint8_t value) {
   if (columns <= 0) return;
   if (out.column_stride == out.channels) {
@@ -42,25 +43,26 @@ void fill_ring(const View& out, const Ring& ring, uint8_t value, int64_t first, 
     fill_voxels(out, to + out.columns * out.column_stride, ring.after[2], value);
     if (row == out.rows - 1) fill_lines(out, ring, value, depth, out.rows, bottom);
     if (row == out.rows - 1 && depth == out.depths - 1)
-      for (int64_t d = out.depths; d < int64_t{out.depths} + ring.after[0]; ++d) fill_lines(out, ring, value, d, top, bottom);
+      for (int64_t d = out.depths; d < int64_t{out.depths} + ring.after[0]; ++d)
+        fill_lines(out, ring, value, d, top, bottom);
   }
 }
 
-// One channel of voxels of four bytes; the other three are written back as they were.
-void spread_by_four(const uint8_t* from, uint8_t* to, int64_t columns, int channel) {
-  uint8_t kept[4] = {255, 255, 255, 255}, one[4] = {0, 0, 0, 0};
-  kept[channel] = 0;
-  one[channel] = 1;
+// One channel of voxels of four bytes; the other three are written back as they were. `to` may be any of the four: the
+// last voxel is written alone, so that nothing after the line is touched.
+void spread_by_four(const uint8_t* from, uint8_t* to, int64_t columns) {
+  const uint8_t others[4] = {0, 255, 255, 255}, first[4] = {1, 0, 0, 0};
   uint32_t mask, unit;
-  memcpy(&mask, kept, 4);
-  memcpy(&unit, one, 4);
+  memcpy(&mask, others, 4);
+  memcpy(&unit, first, 4);
 #pragma GCC ivdep
-  for (int64_t k = 0; k < columns; ++k) {
+  for (int64_t k = 0; k < columns - 1; ++k) {
     uint32_t voxel;
     memcpy(&voxel, to + 4 * k, 4);
     voxel = (voxel & mask) | (from[k] * unit);
     memcpy(to + 4 * k, &voxel, 4);
   }
+  to[4 * (columns - 1)] = from[columns - 1];
 }
 
 void take_image(const uint8_t* image, const View& out, int64_t first, int64_t last) {
@@ -70,11 +72,11 @@ void take_image(const uint8_t* image, const View& out, int64_t first, int64_t la
   for (int64_t line = first; line < last; ++line)
     for (int32_t c = 0; c < out.channels; ++c) {
       const uint8_t* from = image + c * plane + line * columns;
-      uint8_t* to = line_to(out, line);
+      uint8_t* to = line_to(out, line) + c;
       if (stride == 1) memcpy(to, from, static_cast<size_t>(columns));
-      else if (stride == 4) spread_by_four(from, to, columns, c);
+      else if (stride == 4) spread_by_four(from, to, columns);
       else
-        for (int64_t k = 0; k < columns; ++k) to[k * stride + c] = from[k];
+        for (int64_t k = 0; k < columns; ++k) to[k * stride] = from[k];
     }
 }
 

@@ -54,7 +54,8 @@ typename Lane::Bytes max_window(const View& in, Reach depths, Reach rows, Reach 
   for (int64_t d = depths.first; d < depths.last; ++d)
     for (int64_t r = rows.first; r < rows.last; ++r) {
       const uint8_t* line = line_of(in, d, r) + channel;
-      for (int64_t k = columns.first; k < columns.last; ++k) most = larger(most, load<Lane>(line + k * in.column_stride));
+      for (int64_t k = columns.first; k < columns.last; ++k)
+        most = larger(most, load<Lane>(line + k * in.column_stride));
     }
   return most;
 }
@@ -73,32 +74,35 @@ void max_pool(const View& in, const View& out, const Window& window, int64_t fir
   }
 }
 
-// Sums of one output line's windows, which begin at `from`; `Pairs`: two rows and two columns, known when compiling.
+// Means of one output line, whose first window begins at `from`; `Pairs`: two rows and two columns, known when
+// compiling.
 template <typename Lane, bool Pairs, typename To>
-void average_line(const View& in, const View& out, const Window& window, const To& requantize, const uint8_t* from, uint8_t* to) {
-  const int rows = Pairs ? 2 : window.kernel[1], columns = Pairs ? 2 : window.kernel[2];
-  const int64_t step = window.stride[2] * in.column_stride;
-  for (int64_t k = 0; k < out.columns; ++k) {
+void average_line(const View& in, const View& out, const Window& window, const To requantize, const uint8_t* from,
+                  uint8_t* to) {
+  const int depths = window.kernel[0], rows = Pairs ? 2 : window.kernel[1], columns = Pairs ? 2 : window.kernel[2];
+  const ptrdiff_t in_depth = in.depth_stride, in_row = in.row_stride, in_column = in.column_stride;
+  const ptrdiff_t step = window.stride[2] * in_column, out_column = out.column_stride;
+  const int64_t count = out.columns;
+  for (int64_t k = 0; k < count; ++k) {
     typename Lane::Sums sum{};
-    for (int d = 0; d < window.kernel[0]; ++d)
+    for (int d = 0; d < depths; ++d)
       for (int r = 0; r < rows; ++r)
         for (int j = 0; j < columns; ++j)
-          sum += Lane::widen(load<Lane>(from + k * step + d * in.depth_stride + r * in.row_stride + j * in.column_stride));
-    store(to + k * out.column_stride, requantize.template apply<Lane>(sum));
+          sum += Lane::widen(load<Lane>(from + k * step + d * in_depth + r * in_row + j * in_column));
+    store(to + k * out_column, requantize.template apply<Lane>(sum));
   }
 }
 
-void avg_pool(const View& in, const View& out, const Window& window, int32_t in_zero_point, const Requantization& to, int64_t first,
-              int64_t last) {
+void avg_pool(const View& in, const View& out, const Window& window, int32_t in_zero_point, const Requantization& to,
+              int64_t first, int64_t last) {
   const int64_t voxels = int64_t{window.kernel[0]} * window.kernel[1] * window.kernel[2];
   const bool pairs = window.kernel[1] == 2 && window.kernel[2] == 2;
-  const bool narrow = fits_narrow(to, 255 * voxels);
-  const NarrowRequantization narrowly(to, narrow ? in_zero_point * voxels : 0);
+  const NarrowRequantization narrowly(to, 255 * voxels, in_zero_point * voxels);
   const WideRequantization widely(to, in_zero_point * voxels);
   for (int64_t line = first; line < last; ++line) {
     const uint8_t* from = line_of(in, line / out.rows * window.stride[0], line % out.rows * window.stride[1]);
     uint8_t* written = line_to(out, line);
-    if (!narrow) {
+    if (!narrowly.fits) {
       cover<WideLane>(out.channels, [&](auto lane, int64_t c) {
         average_line<decltype(lane), false>(in, out, window, widely, from + c, written + c);
       });

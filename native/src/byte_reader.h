@@ -11,11 +11,12 @@
 
 namespace mq {
 
-// Whether bytes are UTF-8 as RFC 3629 has it: shortest forms, no surrogates, nothing above U+10FFFF.
-inline bool is_utf8(const uint8_t* bytes, size_t count) {
+// Whether bytes are UTF-8 as RFC 3629 has it (shortest forms, no surrogates, nothing above U+10FFFF), free of control
+// characters: a zero byte would end a message, and a line break would break it.
+inline bool is_plain_utf8(const uint8_t* bytes, size_t count) {
   for (size_t at = 0; at < count;) {
     const uint8_t first = bytes[at];
-    if ((first >= 0x80 && first < 0xC2) || first > 0xF4) return false;
+    if (first < 0x20 || (first >= 0x7F && first < 0xC2) || first > 0xF4) return false;
     const size_t more = first < 0x80 ? 0 : first < 0xE0 ? 1 : first < 0xF0 ? 2 : 3;
     if (more >= count - at) return false;
     uint32_t point = more == 0 ? first : first & (0x3Fu >> more);
@@ -76,8 +77,8 @@ class ByteReader {
 
   std::string text(uint32_t length) {
     need(length, 1, "characters");
-    if (!is_utf8(bytes_ + at_, length)) {
-      throw Refused(joined(place_, " has a name that is not UTF-8; the program is damaged"));
+    if (!is_plain_utf8(bytes_ + at_, length)) {
+      throw Refused(joined(place_, " has a name that is not UTF-8 without control characters; the program is damaged"));
     }
     std::string found(bytes_ + at_, bytes_ + at_ + length);
     at_ += length;

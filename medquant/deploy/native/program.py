@@ -5,6 +5,7 @@ The block is little endian; ``read_program`` in native/src/program.cpp reads it 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 
@@ -28,6 +29,7 @@ from medquant.quant.program import (
 _MAGIC = b"MQNP"
 _VERSION = 1
 _LONGEST_NAME = 1024
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _KINDS: tuple[type[Node], ...] = (ImageNode, ConvolutionNode, MaxPoolNode, AvgPoolNode, UpsampleNode, ReluNode, ConcatNode, AddNode)
 _UPSAMPLING = ("nearest", "linear")
 _INT8, _INT32 = np.iinfo(np.int8), np.iinfo(np.int32)
@@ -80,8 +82,7 @@ def _head(node: Node, places: Mapping[str, int]) -> bytes:
     unknown = [source for source in node.inputs if source not in places]
     if unknown:
         raise EngineMismatchError(f"{shortened(node.name)} reads {shortened(unknown[0])!r}, which nothing before it writes")
-    # Names are for messages: one that is too long ends early, and half a surrogate pair, which has no bytes, is a question mark.
-    name = node.name.encode("utf-8", "replace")[:_LONGEST_NAME].decode("utf-8", "ignore").encode("utf-8")
+    name = _plain_name(node.name)
     written = node.output
     accumulates_and_format = (1, 0, 0, 0) if written is None else (0, written.bits, written.zero_point, written.exponent)
     inputs = [places[source] for source in node.inputs]
@@ -93,6 +94,12 @@ def _head(node: Node, places: Mapping[str, int]) -> bytes:
             struct.pack("<4i", *accumulates_and_format),
         )
     )
+
+
+def _plain_name(name: str) -> bytes:
+    """A name for messages: what has no bytes or would break a line is a question mark, and one that is too long ends early."""
+    plain = _CONTROL.sub("?", name).encode("utf-8", "replace") or b"?"
+    return plain[:_LONGEST_NAME].decode("utf-8", "ignore").encode("utf-8")
 
 
 def _fields(node: Node, axes: int, weight_index: int) -> bytes:

@@ -1,0 +1,1 @@
+"""The native engine's library, and the programs handed to it."""

@@ -16,7 +16,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf
 
 FROM python AS build
-RUN apt-get update && apt-get install -y --no-install-recommends python3-venv ca-certificates
+RUN apt-get update && apt-get install -y --no-install-recommends python3-venv ca-certificates g++ cmake ninja-build
 RUN python3 -m venv /opt/medquant
 ENV PATH=/opt/medquant/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
@@ -30,9 +30,12 @@ RUN case "$VARIANT" in \
       *) echo "VARIANT is $VARIANT, expected cpu or nvidia" >&2; exit 1 ;; \
     esac
 COPY pyproject.toml README.md LICENSE ./
+COPY native native
 COPY medquant medquant
 # Its dependencies are there already; those that only training uses are left out on purpose.
 RUN pip install --no-deps . \
+ # Installing goes on without the native library where it cannot be built; an image is not to.
+ && cd / && python -c "from medquant.deploy.native import load_library; load_library()" && cd - \
  # Nothing here reports to anybody.
  && pip uninstall -y openvino-telemetry \
  && pip uninstall -y setuptools pip

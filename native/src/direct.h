@@ -61,11 +61,11 @@ struct DirectWriter {
   const Direct& job;
   int32_t first_channel;
   const Simd::Clamp clamp;
-  const Simd::Int zero_point;
+  const Simd::Int rounding;
   Simd::Float scale[2];
 
   DirectWriter(const Direct& j, int32_t first, int32_t registers)
-      : job(j), first_channel(first), clamp(j.output.lowest, j.output.highest), zero_point(Simd::splat(j.output.zero_point)) {
+      : job(j), first_channel(first), clamp(j.output.lowest, j.output.highest), rounding(Simd::rounding(j.output.zero_point)) {
     if (job.bytes)
       for (int r = 0; r < registers; ++r) scale[r] = Simd::load_float(j.output.scale + first + r * Simd::kLanes);
   }
@@ -90,7 +90,7 @@ struct DirectWriter {
 #pragma GCC unroll 16
     for (int v = 0; v < kVoxels; ++v) {
 #pragma GCC unroll 2
-      for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::add(Simd::scaled(sums[v][r], scale[r]), zero_point);
+      for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::rounded(sums[v][r], scale[r], rounding);
     }
   }
   template <int kVoxels>

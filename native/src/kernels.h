@@ -18,7 +18,7 @@ namespace mq {
 struct Output {
   const float* scale = nullptr;    // 2^-shift, in the order of the kernel's lanes
   const int32_t* shift = nullptr;  // the same as integers
-  bool in_float = true;            // every accumulator is below 2^24 and every product with its scale below 2^30
+  bool in_float = true;            // every accumulator is below 2^24 and every product with its scale below 2^22
   int32_t zero_point = 0, lowest = 0, highest = 255;
   int32_t accumulators_shift = 0;  // accumulators are 2^this times the true ones
 };
@@ -87,8 +87,9 @@ struct KernelSet {
   const char* name;
   int32_t lanes;        // 32-bit sums in a register
   bool winograd;        // whether its byte products are exact for Winograd's operands, and faster than direct
-  int64_t (*tiles_at_once)(int32_t channels);  // largest number of tiles whose inputs stay in cache
-  size_t (*winograd_scratch)(const Winograd& job, int64_t tiles);
+  int64_t (*tile_unit)(const Winograd& job);      // tiles are shared out in whole units
+  int64_t (*tiles_at_once)(const Winograd& job);  // most tiles of one call, so that its buffers stay in cache
+  size_t (*winograd_scratch)(const Winograd& job);
   void (*winograd_run)(const Winograd& job, int64_t first_tile, int64_t last_tile, uint8_t* scratch);
   void (*expand_winograd)(const StoredWeights& stored, int64_t first, int64_t last, int8_t* expanded);
   void (*expand_direct)(const StoredWeights& stored, int64_t first, int64_t last, int8_t* expanded);

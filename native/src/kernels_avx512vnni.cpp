@@ -2,15 +2,13 @@
 #include "simd_avx512vnni.h"
 
 #include "direct.h"
-#include "winograd.h"
-#ifdef MQ_MOVES
 #include "moves_impl.h"
-#endif
+#include "winograd_run.h"
 
 namespace mq {
 
 extern const KernelSet kAvx512Vnni;
-const KernelSet kAvx512Vnni = {"avx512vnni",   Simd::kLanes,    true,         tiles_at_once, winograd_scratch,
-                               winograd_run,   expand_winograd, expand_direct, direct_run,   nullptr};
+const KernelSet kAvx512Vnni = {"avx512vnni", Simd::kLanes,    true,          tile_unit,  tiles_at_once, winograd_scratch,
+                               winograd_run, expand_winograd, expand_direct, direct_run, &kMoves};
 
 }  // namespace mq

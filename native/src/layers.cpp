@@ -8,7 +8,7 @@
 namespace mq {
 namespace {
 
-constexpr int64_t kFloatLimit = int64_t(1) << 24, kScaledLimit = int64_t(1) << 30, kSumLimit = (int64_t(1) << 31) - 1;
+constexpr int64_t kFloatLimit = int64_t(1) << 24, kScaledLimit = int64_t(1) << 22, kSumLimit = (int64_t(1) << 31) - 1;
 constexpr int kG[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
 constexpr int kA[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};
 
@@ -40,7 +40,7 @@ bool fits_four_bits(const Node& node) {
   return std::all_of(node.weight.begin(), node.weight.end(), [](int8_t w) { return w >= -8 && w <= 7; });
 }
 
-// Whether a layer's requantization is exact in float32: sums below 2^24, products with 2^-shift far below 2^31.
+// Whether a layer's requantization is exact in float32: sums below 2^24, products with 2^-shift below 2^22, see Simd::rounded.
 bool exact_in_float(const Program& program, const Node& node, const Weights& weights) {
   const Format& read = program.nodes[node.inputs[0]].format;
   for (int32_t o = 0; o < weights.outs * node.groups; ++o) {
@@ -51,7 +51,7 @@ bool exact_in_float(const Program& program, const Node& node, const Weights& wei
     if (bound >= kFloatLimit) return false;
     if (node.accumulates) continue;
     const int32_t shift = node.weight_exponents[size_t(o)] + read.exponent - node.format.exponent;
-    if (shift < -30 || shift > 100 || (shift < 0 && (bound << -shift) >= kScaledLimit)) return false;
+    if (shift < -22 || shift > 100 || (shift >= 0 ? bound >> shift : bound << -shift) >= kScaledLimit - 1) return false;
   }
   return true;
 }

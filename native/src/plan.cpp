@@ -53,8 +53,9 @@ Plan::Plan(const Prepared& prepared, const Axes& image, int threads)
     const Layer* layer = prepared_.layers[number].get();
     if (layer == nullptr || !layer->winograd) continue;
     Winograd job;
-    job.channels = layer->channels;
-    scratch_bytes_ = std::max(scratch_bytes_, prepared_.kernels->winograd_scratch(job, prepared_.kernels->tiles_at_once(job.channels)));
+    job.channels = layer->channels, job.outputs = padded16(prepared_.program.nodes[number].channels);
+    job.columns = int32_t(extent(number).of[2]), job.output.in_float = layer->in_float;
+    scratch_bytes_ = std::max(scratch_bytes_, prepared_.kernels->winograd_scratch(job));
   }
   scratch_bytes_ = (scratch_bytes_ + 127) / 64 * 64;
   scratch_offset_ = (arena_bytes_ + 63) / 64 * 64;
@@ -159,7 +160,8 @@ void Plan::add_winograd(size_t number) {
   if (pooled >= 0 && tensors_[size_t(pooled)].stored) job.pooled = tensors_[size_t(pooled)].view;
 
   // As many blocks as the threads can share evenly.
-  const int64_t group = 6, groups = (job.tiles() + group - 1) / group, most = kernels.tiles_at_once(job.channels) / group;
+  const int64_t group = kernels.tile_unit(job), groups = (job.tiles() + group - 1) / group;
+  const int64_t most = std::max<int64_t>(1, kernels.tiles_at_once(job) / group);
   int64_t blocks = (groups + most - 1) / most;
   blocks = std::min(groups, (blocks + threads_ - 1) / threads_ * threads_);
   auto scratch = [this](int worker) { return arena_ + scratch_offset_ + size_t(worker) * scratch_bytes_; };

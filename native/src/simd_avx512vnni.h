@@ -31,8 +31,13 @@ struct Simd {
   static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
   static Int splat(int32_t x) { return _mm512_set1_epi32(x); }
   static Float load_float(const float* from) { return _mm512_loadu_ps(from); }
-  // To the nearest integer, ties to even: the processor's default.
-  static Int scaled(Int x, Float scale) { return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(x), scale)); }
+  // round_half_even(x * scale) + zero_point in one rounding: 1.5 * 2^23 on top leaves the integer in the lowest bits of the float.
+  // |x * scale| has to stay below 2^22. `rounding` is what takes the rest of the bits off and adds the zero point.
+  static Int rounding(int32_t zero_point) { return _mm512_set1_epi32(0x4b400000 - zero_point); }
+  static Int rounded(Int x, Float scale, Int rounding) {
+    const Float sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), scale, _mm512_set1_ps(12582912.0f));
+    return _mm512_sub_epi32(_mm512_castps_si512(sum), rounding);
+  }
 
   // Two voxels of two registers each, clamped to bytes, to two places.
   struct Clamp {

@@ -228,7 +228,7 @@ void write_tiles(const Winograd& job, int32_t first_channel, const int32_t* z, i
   using Int = Simd::Int;
   const int64_t z_tile = z_tile_values(kRegisters);
   const Simd::Clamp clamp(job.output.lowest, job.output.highest);
-  const Int zero_point = Simd::splat(job.output.zero_point);
+  const Int rounding = Simd::rounding(job.output.zero_point);
   Simd::Float scale[kRegisters];
   for (int r = 0; r < kRegisters; ++r) scale[r] = Simd::load_float(job.output.scale + first_channel + r * Simd::kLanes);
   TileWalk at(job, first_tile);
@@ -246,47 +246,9 @@ void write_tiles(const Winograd& job, int32_t first_channel, const int32_t* z, i
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
 #pragma GCC unroll 2
-      for (int r = 0; r < kRegisters; ++r) y[v][r] = Simd::add(Simd::scaled(y[v][r], scale[r]), zero_point);
+      for (int r = 0; r < kRegisters; ++r) y[v][r] = Simd::rounded(y[v][r], scale[r], rounding);
     }
     write_packed(job, at, first_channel, y, clamp);
-  }
-}
-
-// --- the stages together ----------------------------------------------------------------------------------------------
-
-int64_t tiles_at_once(int32_t channels) {
-  constexpr int64_t kBudget = 256 * 1024, kMost = 36;
-  const int64_t fits = kBudget / (16 * int64_t(channels)) / Simd::kTiles * Simd::kTiles;
-  return fits < Simd::kTiles ? Simd::kTiles : fits > kMost ? kMost : fits;
-}
-
-int64_t rounded_tiles(int64_t tiles) { return (tiles + Simd::kTilesNarrow - 1) / Simd::kTilesNarrow * Simd::kTilesNarrow; }
-
-size_t winograd_scratch(const Winograd& job, int64_t tiles) {
-  const int64_t rounded = rounded_tiles(tiles);
-  return size_t(4 * v_row_bytes(rounded, job.channels) + rounded * z_tile_values(2) * 4 + 128);
-}
-
-void winograd_run(const Winograd& job, int64_t first_tile, int64_t last_tile, uint8_t* scratch) {
-  const int64_t count = last_tile - first_tile, rounded = rounded_tiles(count);
-  const int64_t v_row = v_row_bytes(rounded, job.channels);
-  uint8_t* v = scratch;
-  int32_t* z = reinterpret_cast<int32_t*>(scratch + (4 * v_row + 63) / 64 * 64);
-  TileWalk at(job, first_tile);
-  for (int64_t t = 0; t < count; ++t, at.next()) transform_tile(job, at.depth, at.row, at.column, v + t * 4 * job.channels, v_row);
-
-  const Blocks blocks{job.outputs, Simd::kLanes};
-  const int64_t block_weights = int64_t(job.channels) / 4 * 16 * 2 * kVectorBytes;
-  for (int32_t block = 0; block < blocks.count(); ++block) {
-    const int8_t* weights = job.weights + block * block_weights;
-    const int32_t* start = job.start + block * 8 * Simd::kLanes;
-    if (blocks.registers(block) == 2) {
-      multiply_tiles<2, Simd::kTiles>(v, v_row, job.channels, weights, start, z, 0, count);
-      write_tiles<2>(job, blocks.first(block), z, first_tile, count);
-    } else {
-      multiply_tiles<1, Simd::kTilesNarrow>(v, v_row, job.channels, weights, start, z, 0, count);
-      write_tiles<1>(job, blocks.first(block), z, first_tile, count);
-    }
   }
 }
 

@@ -9,11 +9,30 @@ namespace {
 
 constexpr int64_t kDirectBytes = Simd::kLanes * 4;
 
-// kVoxels voxels of one line, `step` bytes apart from one to the next in every run.
+// The runs of one line of output, its first voxel: what would otherwise be computed for every block of voxels.
+struct LineRuns {
+  static constexpr int kMost = 128;
+  const Direct& job;
+  int64_t depth = 0, row = 0;
+  const uint8_t* first[kMost];
+
+  explicit LineRuns(const Direct& j) : job(j) {}
+  void move_to(int64_t to_depth, int64_t to_row) {
+    depth = to_depth, row = to_row;
+    for (int32_t n = 0; n < job.run_count && n < kMost; ++n) first[n] = from_start(n);
+  }
+  const uint8_t* at(int32_t n, int64_t column) const { return (n < kMost ? first[n] : from_start(n)) + column * job.runs[n].column_step; }
+
+ private:
+  const uint8_t* from_start(int32_t n) const { return job.runs[n].data + depth * job.runs[n].depth_step + row * job.runs[n].row_step; }
+};
+
+// kVoxels voxels of one line. Three of them share a pointer: more would not fit the registers for addresses.
 template <int kRegisters, int kVoxels>
-inline void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t column, const int8_t* weights, const int32_t* start,
-                       Simd::Int (&sums)[kVoxels][kRegisters]) {
+__attribute__((always_inline)) inline void sum_voxels(const Direct& job, const LineRuns& runs, int64_t column, const int8_t* weights,
+                                                      const int32_t* start, Simd::Int (&sums)[kVoxels][kRegisters]) {
   using Int = Simd::Int;
+  constexpr int kPointers = (kVoxels + 2) / 3;
 #pragma GCC unroll 16
   for (int v = 0; v < kVoxels; ++v) {
 #pragma GCC unroll 2
@@ -21,18 +40,26 @@ inline void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t co
   }
   for (int32_t number = 0; number < job.run_count; ++number) {
     const Run& run = job.runs[number];
-    const uint8_t* at = run.data + depth * run.depth_step + row * run.row_step + column * run.column_step;
     const ptrdiff_t next = run.column_step;
-    for (int32_t step = 0; step < run.steps; ++step, at += 4) {
+    const uint8_t* at[kPointers];
+#pragma GCC unroll 8
+    for (int p = 0; p < kPointers; ++p) at[p] = runs.at(number, column + 3 * p);
+    for (int32_t step = 0; step < run.steps; ++step) {
       Int w[kRegisters];
 #pragma GCC unroll 2
       for (int r = 0; r < kRegisters; ++r) w[r] = Simd::load(weights + r * kDirectBytes);
       weights += kRegisters * kDirectBytes;
 #pragma GCC unroll 16
       for (int v = 0; v < kVoxels; ++v) {
-        const Int x = Simd::broadcast4(at + v * next);
+        const Int x = Simd::broadcast4(at[v / 3] + (v % 3) * next);
 #pragma GCC unroll 2
         for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::dot(sums[v][r], x, w[r]);
+      }
+#pragma GCC unroll 8
+      for (int p = 0; p < kPointers; ++p) {
+        at[p] += 4;
+        // Kept as pointers of their own.
+        asm("" : "+r"(at[p]));
       }
     }
   }
@@ -40,10 +67,17 @@ inline void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t co
 
 // --- writing ----------------------------------------------------------------------------------------------------------
 
-inline void write_accumulators(const Direct& job, int32_t first_channel, int32_t registers, const int32_t* sums, int32_t* to) {
-  for (int32_t lane = 0; lane < registers * Simd::kLanes; ++lane) {
+// Sums of `voxels` neighbours, (voxels, lanes), channel after channel.
+inline void write_accumulators(const Direct& job, int32_t first_channel, int32_t registers, const int32_t* sums, int voxels, int32_t* to) {
+  const int32_t width = registers * Simd::kLanes;
+  for (int32_t lane = 0; lane < width; ++lane) {
     const int32_t channel = first_channel + channel_of_lane(registers, lane / Simd::kLanes, lane % Simd::kLanes);
-    if (channel < job.outputs) to[channel * job.channel_stride] = job.relu && sums[lane] < 0 ? 0 : sums[lane];
+    if (channel >= job.outputs) continue;
+    int32_t* there = to + channel * job.channel_stride;
+    for (int v = 0; v < voxels; ++v) {
+      const int32_t sum = sums[v * width + lane];
+      there[v * job.column_stride] = job.relu && sum < 0 ? 0 : sum;
+    }
   }
 }
 
@@ -71,22 +105,22 @@ struct DirectWriter {
   }
 
   template <int kRegisters, int kVoxels>
-  void operator()(Simd::Int (&sums)[kVoxels][kRegisters], int64_t depth, int64_t row, int64_t column) const {
+  __attribute__((always_inline)) void operator()(Simd::Int (&sums)[kVoxels][kRegisters], int64_t depth, int64_t row, int64_t column) const {
     const ptrdiff_t place = depth * job.depth_stride + row * job.row_stride + column * job.column_stride;
     const bool packs = job.bytes && job.output.in_float && (job.may_write_padding || first_channel + kRegisters * Simd::kLanes <= job.outputs);
     if (packs) return write_packed(sums, job.bytes + place + first_channel);
-    alignas(64) int32_t lanes[kRegisters * Simd::kLanes];
-    for (int v = 0; v < kVoxels; ++v) {
-      for (int r = 0; r < kRegisters; ++r) Simd::store(lanes + r * Simd::kLanes, sums[v][r]);
-      const ptrdiff_t here = place + v * job.column_stride;
-      if (job.bytes) write_voxel_slowly(job, first_channel, kRegisters, lanes, job.bytes + here);
-      else write_accumulators(job, first_channel, kRegisters, lanes, job.accumulators + here);
-    }
+    constexpr int kWidth = kRegisters * Simd::kLanes;
+    alignas(64) int32_t lanes[kVoxels * kWidth];
+    for (int v = 0; v < kVoxels; ++v)
+      for (int r = 0; r < kRegisters; ++r) Simd::store(lanes + v * kWidth + r * Simd::kLanes, sums[v][r]);
+    if (!job.bytes) return write_accumulators(job, first_channel, kRegisters, lanes, kVoxels, job.accumulators + place);
+    for (int v = 0; v < kVoxels; ++v)
+      write_voxel_slowly(job, first_channel, kRegisters, lanes + v * kWidth, job.bytes + place + v * job.column_stride);
   }
 
  private:
   template <int kRegisters, int kVoxels>
-  void scale_all(Simd::Int (&sums)[kVoxels][kRegisters]) const {
+  __attribute__((always_inline)) void scale_all(Simd::Int (&sums)[kVoxels][kRegisters]) const {
 #pragma GCC unroll 16
     for (int v = 0; v < kVoxels; ++v) {
 #pragma GCC unroll 2
@@ -94,7 +128,7 @@ struct DirectWriter {
     }
   }
   template <int kVoxels>
-  void write_packed(Simd::Int (&sums)[kVoxels][2], uint8_t* to) const {
+  __attribute__((always_inline)) void write_packed(Simd::Int (&sums)[kVoxels][2], uint8_t* to) const {
     scale_all<2, kVoxels>(sums);
 #pragma GCC unroll 16
     for (int v = 0; v < kVoxels; v += 2) {
@@ -105,7 +139,7 @@ struct DirectWriter {
     }
   }
   template <int kVoxels>
-  void write_packed(Simd::Int (&sums)[kVoxels][1], uint8_t* to) const {
+  __attribute__((always_inline)) void write_packed(Simd::Int (&sums)[kVoxels][1], uint8_t* to) const {
     scale_all<1, kVoxels>(sums);
 #pragma GCC unroll 16
     for (int v = 0; v < kVoxels; v += 4) {
@@ -123,23 +157,23 @@ struct DirectWriter {
 // --- lines ------------------------------------------------------------------------------------------------------------
 
 template <int kRegisters>
-void run_line(const Direct& job, const DirectWriter& write, int64_t depth, int64_t row, const int8_t* weights, const int32_t* start) {
+void run_line(const Direct& job, const DirectWriter& write, const LineRuns& runs, const int8_t* weights, const int32_t* start) {
   constexpr int kVoxels = Simd::kVoxels, kFew = 4;
   int64_t column = 0;
   for (; column + kVoxels <= job.columns; column += kVoxels) {
     Simd::Int sums[kVoxels][kRegisters];
-    sum_voxels<kRegisters, kVoxels>(job, depth, row, column, weights, start, sums);
-    write(sums, depth, row, column);
+    sum_voxels<kRegisters, kVoxels>(job, runs, column, weights, start, sums);
+    write(sums, runs.depth, runs.row, column);
   }
   for (; column + kFew <= job.columns; column += kFew) {
     Simd::Int sums[kFew][kRegisters];
-    sum_voxels<kRegisters, kFew>(job, depth, row, column, weights, start, sums);
-    write(sums, depth, row, column);
+    sum_voxels<kRegisters, kFew>(job, runs, column, weights, start, sums);
+    write(sums, runs.depth, runs.row, column);
   }
   for (; column < job.columns; ++column) {
     Simd::Int sums[1][kRegisters];
-    sum_voxels<kRegisters, 1>(job, depth, row, column, weights, start, sums);
-    write(sums, depth, row, column);
+    sum_voxels<kRegisters, 1>(job, runs, column, weights, start, sums);
+    write(sums, runs.depth, runs.row, column);
   }
 }
 
@@ -149,10 +183,11 @@ void direct_run(const Direct& job, int64_t first_line, int64_t last_line) {
     const int8_t* weights = job.weights + block * job.steps * 2 * kDirectBytes;
     const int32_t* start = job.start + blocks.first(block);
     const DirectWriter write(job, blocks.first(block), blocks.registers(block));
+    LineRuns runs(job);
     for (int64_t line = first_line; line < last_line; ++line) {
-      const int64_t depth = line / job.rows, row = line % job.rows;
-      if (blocks.registers(block) == 2) run_line<2>(job, write, depth, row, weights, start);
-      else run_line<1>(job, write, depth, row, weights, start);
+      runs.move_to(line / job.rows, line % job.rows);
+      if (blocks.registers(block) == 2) run_line<2>(job, write, runs, weights, start);
+      else run_line<1>(job, write, runs, weights, start);
     }
   }
 }

@@ -100,11 +100,13 @@ void Engine::output_shape(const int64_t* shape, size_t axes, int64_t* output) {
 
 void Engine::run_one(Plan& plan, const uint8_t* image, int32_t* output) {
   plan.ends = {image, output};
+  pool_.begin();
   for (Step& step : plan.steps()) {
     const int64_t start = timing_ ? nanoseconds_now() : 0;
     for (const Phase& phase : step.phases) pool_.run(phase.items, phase.work);
     if (timing_) step.nanoseconds = nanoseconds_now() - start;
   }
+  pool_.end();
 }
 
 int64_t Engine::planned_voxels(const Plan& plan) const {

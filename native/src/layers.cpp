@@ -77,7 +77,7 @@ void set_output(Part& part, const Program& program, const Node& node, int32_t ex
   if (node.accumulates) return;
   for (size_t lane = 0; lane < channels.size(); ++lane) {
     if (channels[lane] < 0) continue;
-    const int32_t exponent = node.weight_exponents[size_t(part.first_output + channels[lane])];
+    const int32_t exponent = node.weight_exponents[size_t(part.first_output + channels[lane] % (part.outputs / part.merged))];
     part.shift[lane] = exponent + program.nodes[node.inputs[0]].format.exponent - node.format.exponent;
     part.scale[lane] = std::ldexp(1.0f, std::max(-120, std::min(120, -(part.shift[lane] + extra_shift))));
   }
@@ -216,6 +216,12 @@ std::vector<AxisTap> axis_taps(const Node& node, const Taps& taps, int axis, int
   return found;
 }
 
+// Windows that do not overlap along the columns, and voxels without padding bytes between them.
+bool merges_columns(const Node& node, const Taps& taps, int axes) {
+  return node.transposed && node.groups == 1 && !node.accumulates && node.channels % 16 == 0 && taps.kernel[2] == taps.stride[2] &&
+         taps.padding[2] == 0 && taps.dilation[2] == 1 && node.output_padding[size_t(axes - 1)] == 0;
+}
+
 struct GroupRun {
   RunSpec spec;
   std::vector<std::pair<int32_t, int64_t>> bytes;  // input channel of the group and tap of each byte
@@ -251,9 +257,10 @@ std::vector<GroupRun> make_runs(const Leaves& reads, const Taps& taps, const std
 }
 
 Part prepare_part(const Program& program, const Node& node, const Leaves& reads, const Taps& taps, const Weights& weights, int32_t group,
-                  const int32_t (&phase)[3], const KernelSet& kernels) {
+                  const int32_t (&phase)[3], int32_t merged, const KernelSet& kernels) {
   Part part;
-  part.outputs = weights.outs;
+  part.merged = merged;
+  part.outputs = weights.outs * merged;
   part.first_output = group * weights.outs;
   part.stored_bits = fits_four_bits(node) ? 4 : 8;
   std::vector<AxisTap> along[3];
@@ -266,13 +273,14 @@ Part prepare_part(const Program& program, const Node& node, const Leaves& reads,
   const auto runs = make_runs(reads, taps, along, group * weights.ins, weights.ins);
   for (const GroupRun& run : runs) part.steps += (run.spec.bytes + 3) / 4;
   Store store(part, part.steps, 1, kernels);
-  std::vector<int64_t> sums(size_t(weights.outs), 0);
+  std::vector<int64_t> sums(size_t(part.outputs), 0);
   int64_t step = 0;
   for (const GroupRun& run : runs) {
     part.runs.push_back(run.spec);
     for (size_t byte = 0; byte < run.bytes.size(); ++byte)
-      for (int32_t out = 0; out < weights.outs; ++out) {
-        const int8_t weight = weights(group, out, run.bytes[byte].first, run.bytes[byte].second);
+      for (int32_t out = 0; out < part.outputs; ++out) {
+        // Of merged phases the first one's tap is given; the others' follow it.
+        const int8_t weight = weights(group, out % weights.outs, run.bytes[byte].first, run.bytes[byte].second + out / weights.outs);
         sums[size_t(out)] += weight;
         store.put(out, step + int64_t(byte / 4), 0, int32_t(byte % 4), weight);
       }
@@ -283,7 +291,7 @@ Part prepare_part(const Program& program, const Node& node, const Leaves& reads,
   const int32_t zero_point = program.nodes[node.inputs[0]].format.zero_point;
   for (size_t lane = 0; lane < channels.size(); ++lane)
     if (channels[lane] >= 0)
-      part.start[lane] = int32_t(node.bias[size_t(part.first_output + channels[lane])] - zero_point * sums[size_t(channels[lane])]);
+      part.start[lane] = int32_t(node.bias[size_t(part.first_output + channels[lane] % weights.outs)] - zero_point * sums[size_t(channels[lane])]);
   set_output(part, program, node, 0, kernels);
   return part;
 }
@@ -302,12 +310,15 @@ Layer prepare_layer(const Program& program, const Node& node, const Leaves& read
     if (layer.winograd) return layer;
     layer.channels = 0, layer.whole = Part{};
   }
+  const int32_t merged = merges_columns(node, taps, program.axes) ? taps.stride[2] : 1;
   for (int32_t group = 0; group < node.groups; ++group) {
     int32_t phases[3];
     for (int a = 0; a < 3; ++a) phases[a] = node.transposed ? taps.stride[a] : 1;
+    phases[2] /= merged;
     for (int32_t d = 0; d < phases[0]; ++d)
       for (int32_t r = 0; r < phases[1]; ++r)
-        for (int32_t c = 0; c < phases[2]; ++c) layer.parts.push_back(prepare_part(program, node, reads, taps, weights, group, {d, r, c}, kernels));
+        for (int32_t c = 0; c < phases[2]; ++c) 
+            layer.parts.push_back(prepare_part(program, node, reads, taps, weights, group, {d, r, c}, merged, kernels));
   }
   return layer;
 }

@@ -39,7 +39,9 @@ struct RunSpec {
 struct Part {
   std::vector<RunSpec> runs;
   int64_t steps = 0;
-  int32_t outputs = 0, first_output = 0;
+  // Of a transposed convolution whose windows do not overlap, the phases along the columns are outputs side by side:
+  // `merged` times the channels, phase by phase, which is how their bytes follow one another in memory.
+  int32_t outputs = 0, first_output = 0, merged = 1;
   int32_t in_stride[3] = {1, 1, 1};
   // Places of the tensor it writes: first[a] + out_stride[a] * (m - lowest[a]) for m in [lowest, highest] along axis a,
   // found from the size of the output.

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t kChunkBytes = 256 * 1024;  // of input that one item of a direct convolution reads: a share of the L2 cache
 constexpr int64_t kChunksPerThread = 4;
+constexpr int64_t kItemsPerThread = 8;
 
 Axes three(const Program& program, const Axes& axes, int32_t missing) {
   Axes found{missing, missing, missing};
@@ -159,10 +160,10 @@ void Plan::add_winograd(size_t number) {
   const int64_t pooled = pooled_into_[number];
   if (pooled >= 0 && tensors_[size_t(pooled)].stored) job.pooled = tensors_[size_t(pooled)].view;
 
-  // As many blocks as the threads can share evenly.
+  // Items of several blocks of tiles, as many as the threads can share evenly.
   const int64_t group = kernels.tile_unit(job), groups = (job.tiles() + group - 1) / group;
   const int64_t most = std::max<int64_t>(1, kernels.tiles_at_once(job) / group);
-  int64_t blocks = (groups + most - 1) / most;
+  int64_t blocks = std::min((groups + most - 1) / most, threads_ * kItemsPerThread);
   blocks = std::min(groups, (blocks + threads_ - 1) / threads_ * threads_);
   auto scratch = [this](int worker) { return arena_ + scratch_offset_ + size_t(worker) * scratch_bytes_; };
   Phase run{blocks, [=, &kernels](int64_t item, int worker) {
@@ -228,7 +229,7 @@ void Plan::add_direct(size_t number) {
       job.bytes = view.at(place[0], place[1], place[2]) + part.first_output;
       job.depth_stride = part.out_stride[0] * view.depth_stride, job.row_stride = part.out_stride[1] * view.row_stride;
       job.column_stride = part.out_stride[2] * view.column_stride;
-      job.may_write_padding = part.outputs == node.channels;
+      job.may_write_padding = part.outputs == node.channels * part.merged;
     }
     work->lines = int64_t(job.depths) * job.rows;
     int64_t line_bytes = 0;

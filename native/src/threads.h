@@ -21,12 +21,17 @@ class Pool {
 
   int threads() const { return int(workers_.size()) + 1; }
 
+  // Between these two calls work follows upon work: threads that wait stay awake for it.
+  void begin() { active_.store(true, std::memory_order_relaxed); }
+  void end() { active_.store(false, std::memory_order_relaxed); }
+
   // Calls work(item, worker) for every item in [0, items), the caller taking part as worker 0; returns when all are done.
   void run(int64_t items, const std::function<void(int64_t, int)>& work);
 
  private:
   void serve(int worker);
   void take_items(int worker);
+  int looks() const;
   bool wait_for_work(uint64_t seen);
 
   std::vector<std::thread> workers_;
@@ -35,7 +40,7 @@ class Pool {
   int64_t items_ = 0;
   std::atomic<uint64_t> round_{0};
   std::atomic<int> busy_{0};
-  std::atomic<bool> stopping_{false};
+  std::atomic<bool> stopping_{false}, active_{false};
   std::mutex mutex_;
   std::condition_variable wake_, finished_;
 };

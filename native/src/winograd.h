@@ -18,8 +18,25 @@ namespace {
 constexpr int64_t kVectorBytes = Simd::kLanes * 4;
 constexpr int64_t kPad = 64;  // keeps the store streams of the transform off each other's cache sets
 
-int64_t v_row_bytes(int64_t tiles, int64_t channels) { return tiles * 4 * channels + kPad; }
+// Four columns; tiles of many channels would all begin at the same cache set.
+int64_t v_tile_bytes(int64_t channels) { return 4 * channels + (channels >= 256 ? kPad : 0); }
+int64_t v_row_bytes(int64_t tiles, int64_t channels) { return tiles * v_tile_bytes(channels) + kPad; }
 int64_t z_tile_values(int registers) { return 8 * registers * Simd::kLanes + 16; }
+
+// Where the tiles of a block lie, walked in order.
+struct TileWalk {
+  const Winograd& job;
+  int64_t depth, row, column;
+  TileWalk(const Winograd& j, int64_t tile) : job(j) {
+    const int64_t across = j.tile_columns(), line = tile / across;
+    column = tile % across, row = line % j.tile_rows(), depth = line / j.tile_rows();
+  }
+  void next() {
+    if (++column < job.tile_columns()) return;
+    column = 0;
+    if (++row == job.tile_rows()) row = 0, ++depth;
+  }
+};
 
 // --- inputs -----------------------------------------------------------------------------------------------------------
 
@@ -83,7 +100,7 @@ inline void multiply_row(const uint8_t* v, int64_t channels, const int8_t* weigh
       two[t][r] = Simd::load(start + (kRegisters + r) * Simd::kLanes);
     }
   }
-  const int64_t tile = 4 * channels;
+  const int64_t tile = v_tile_bytes(channels);
   for (int phase = 0; phase < 2; ++phase) {
     const uint8_t* first = v + (phase == 0 ? channels : 0);
     const uint8_t* second = v + (phase == 0 ? 2 : 3) * channels;
@@ -127,36 +144,54 @@ inline void multiply_row(const uint8_t* v, int64_t channels, const int8_t* weigh
   }
 }
 
+// Brings the inputs of the tiles that come next nearer while the products of these are formed: what the rows above have not
+// brought already, two lines of two voxels a tile.
+class Prefetch {
+ public:
+  // `tiles` from `first` on, spread over the products of `during` tiles.
+  Prefetch(const Winograd& job, int64_t first, int64_t tiles, int64_t during) : job_(job), at_(job, first), left_(tiles * job.piece_count) {
+    const int64_t calls = 4 * ((during + Simd::kTiles - 1) / Simd::kTiles) * Blocks{job.outputs, Simd::kLanes}.count();
+    each_ = (left_ + calls - 1) / calls;
+  }
+  void some() {
+    for (int64_t n = each_; n > 0 && left_ > 0; --n, --left_) one();
+  }
+
+ private:
+  void one() {
+    const Piece& piece = job_.pieces[piece_];
+    const uint8_t* tile = piece.data + at_.depth * piece.depth_stride + (2 * at_.row + 2) * piece.row_stride +
+                          (2 * at_.column + 2) * piece.column_stride;
+    for (int row = 0; row < 2; ++row)
+      for (ptrdiff_t byte = 0; byte < 2 * piece.column_stride; byte += 64) __builtin_prefetch(tile + row * piece.row_stride + byte, 0, 2);
+    if (++piece_ < job_.piece_count) return;
+    piece_ = 0;
+    at_.next();
+  }
+
+  const Winograd& job_;
+  TileWalk at_;
+  int32_t piece_ = 0;
+  int64_t left_ = 0, each_ = 0;
+};
+
 template <int kRegisters, int kTiles>
 void multiply_tiles(const uint8_t* v, int64_t v_row, int64_t channels, const int8_t* weights, const int32_t* start, int32_t* z,
-                    int64_t first, int64_t last) {
+                    int64_t first, int64_t last, Prefetch& prefetch) {
   alignas(64) static const int32_t nothing[2 * kRegisters * Simd::kLanes] = {};
   const int64_t steps = channels / 4, z_tile = z_tile_values(kRegisters);
   const int64_t row_weights = steps * 4 * kRegisters * kVectorBytes;
   for (int row = 0; row < 4; ++row) {
     const int32_t* begins = row == 0 ? start : row == 3 ? start + 2 * kRegisters * Simd::kLanes : nothing;
-    for (int64_t t = first; t < last; t += kTiles)
-      multiply_row<kRegisters, kTiles>(v + row * v_row + t * 4 * channels, channels, weights + row * row_weights, steps, begins,
+    for (int64_t t = first; t < last; t += kTiles) {
+      prefetch.some();
+      multiply_row<kRegisters, kTiles>(v + row * v_row + t * v_tile_bytes(channels), channels, weights + row * row_weights, steps, begins,
                                        z + t * z_tile + row * 2 * kRegisters * Simd::kLanes, z_tile);
+    }
   }
 }
 
 // --- outputs ----------------------------------------------------------------------------------------------------------
-
-// Where the tiles of a block lie, walked in order.
-struct TileWalk {
-  const Winograd& job;
-  int64_t depth, row, column;
-  TileWalk(const Winograd& j, int64_t tile) : job(j) {
-    const int64_t across = j.tile_columns(), line = tile / across;
-    column = tile % across, row = line % j.tile_rows(), depth = line / j.tile_rows();
-  }
-  void next() {
-    if (++column < job.tile_columns()) return;
-    column = 0;
-    if (++row == job.tile_rows()) row = 0, ++depth;
-  }
-};
 
 // Sums of one tile after the butterfly along rows: 4 times the convolution at voxels (0,0), (0,1), (1,0), (1,1).
 template <int kRegisters>

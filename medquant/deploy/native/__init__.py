@@ -1,1 +1,7 @@
-"""The native engine's library, and the programs handed to it."""
+"""The native engine's library: exact integer kernels in C++, built when medquant is installed where there is a compiler."""
+
+from __future__ import annotations
+
+from medquant.deploy.native.library import NativeLibrary, forced_kernels, load_library, why_missing
+
+__all__ = ["NativeLibrary", "forced_kernels", "load_library", "why_missing"]

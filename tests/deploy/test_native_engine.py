@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from native_cases import real_programs
+from native_cases import REAL_PROGRAMS
 from numpy.typing import NDArray
 from packed_files import every_node, tiny
 
@@ -29,7 +29,6 @@ from medquant.quant.program import ConvolutionNode
 from medquant.quant.shapes import infer_shapes
 
 IMAGE = np.zeros((1, 1, 8, 8), np.uint8)
-PROGRAMS = real_programs()
 
 
 class Library:
@@ -185,9 +184,9 @@ def built() -> None:
 
 
 @pytest.mark.usefixtures("built")
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", REAL_PROGRAMS)
 def test_numbers_of_the_reference(name: str) -> None:
-    program = PROGRAMS[name]
+    program = REAL_PROGRAMS[name]()
     engine = NativeEngine(program)
     for sides in ((16, 32, 8), (40, 24, 16)):
         shape = (2, program.image.channels, *sides[: program.dimensions])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +55,16 @@ def volumes() -> IntegerProgram:
     return IntegerProgram(nodes, (image.exponent,))
 
 
-def real_programs() -> dict[str, IntegerProgram]:
-    """Programs that must load."""
-    return {
-        "every node": every_node(),
-        "tiny": tiny(),
-        "self-test": small_program(),
-        "volumes": volumes(),
-        "U-Net": lowered({}, [])[0],
-        "U-Net 3D": lowered({"dimensions": 3}, [])[0],
-        "U-Net transposed": lowered({"upsample": "transposed"}, [])[0],
-    }
+REAL_PROGRAMS: dict[str, Callable[[], IntegerProgram]] = {
+    "every node": every_node,
+    "tiny": tiny,
+    "self-test": small_program,
+    "volumes": volumes,
+    "U-Net": lambda: lowered({}, [])[0],
+    "U-Net 3D": lambda: lowered({"dimensions": 3}, [])[0],
+    "U-Net transposed": lambda: lowered({"upsample": "transposed"}, [])[0],
+}
+"""Programs that must load, made when they are asked for."""
 
 
 def case_file(block: bytes, weights: Sequence[np.ndarray]) -> bytes:
@@ -77,5 +76,5 @@ def case_file(block: bytes, weights: Sequence[np.ndarray]) -> bytes:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for name, program in real_programs().items():
-        (folder / name.replace(" ", "_")).write_bytes(case_file(*encode_program(program)))
+    for name, program in REAL_PROGRAMS.items():
+        (folder / name.replace(" ", "_")).write_bytes(case_file(*encode_program(program())))

@@ -64,7 +64,7 @@ def test_network_survives_the_file(name: str, tmp_path: Path) -> None:
     assert model.metadata == metadata
     axes = program.convolutions[0].geometry.spatial_axes
     image = quantize_image(np.random.default_rng(1).normal(size=(1, 1, *[8] * axes)).astype(np.float32), program.format_of("input"))
-    for engine in ENGINES.values():
+    for engine in (engine for engine in ENGINES.values() if engine.unavailable() is None):
         np.testing.assert_array_equal(engine(model.program).run(image), engine(program).run(image))
 
 
@@ -74,7 +74,7 @@ def test_every_type_of_node_survives_the_file(tmp_path: Path) -> None:
     model = load_model(tmp_path / "m.mq")
     assert same(model.program, program)
     image = np.random.default_rng(1).integers(0, 256, (1, 1, 16, 32)).astype(np.uint8)
-    for engine in ENGINES.values():
+    for engine in (engine for engine in ENGINES.values() if engine.unavailable() is None):
         np.testing.assert_array_equal(engine(model.program).run(image), engine(program).run(image))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medquant.deploy.engines.base import Engine
+from medquant.deploy.engines.native_engine import NativeEngine
 from medquant.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
 from medquant.deploy.engines.openvino_engine import OpenVinoEngine
 from medquant.deploy.engines.reference import ReferenceEngine
@@ -10,7 +11,7 @@ from medquant.deploy.engines.torch_engine import TorchEngine
 from medquant.errors import EngineMismatchError, UsageError, unknown_name
 from medquant.quant.program import IntegerProgram
 
-_ALL: tuple[type[Engine], ...] = (ReferenceEngine, OnnxRuntimeEngine, TorchEngine, OpenVinoEngine)
+_ALL: tuple[type[Engine], ...] = (ReferenceEngine, OnnxRuntimeEngine, TorchEngine, OpenVinoEngine, NativeEngine)
 
 ENGINES: dict[str, type[Engine]] = {engine.info.name: engine for engine in _ALL}
 

@@ -1,6 +1,6 @@
 // Where tensors lie: rings wide enough for every reader, and one arena whose bytes are used again as soon as nobody needs them.
 #include <algorithm>
-#include <numeric>
+#include <new>
 
 #include "plan.h"
 
@@ -10,6 +10,7 @@ namespace {
 constexpr size_t kAlignment = 64;
 // Kernels read whole groups of bytes: a few beyond the last voxel.
 constexpr size_t kSlack = 64;
+constexpr double kMostBytes = 1e13;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -54,7 +55,7 @@ void Plan::choose_fused_pools() {
   pooled_into_.assign(nodes.size(), -1);
   fused_.assign(nodes.size(), false);
   for (size_t number = 0; number < nodes.size(); ++number) {
-    if (!pools_tiles(prepared_.program, nodes[number])) continue;
+    if (!prepared_.live[number] || !pools_tiles(prepared_.program, nodes[number])) continue;
     const uint32_t source = nodes[number].inputs[0];
     const Layer* layer = prepared_.layers[source].get();
     if (layer == nullptr || !layer->winograd || pooled_into_[source] >= 0) continue;
@@ -67,7 +68,7 @@ void Plan::set_lifetimes() {
   const auto& nodes = prepared_.program.nodes;
   for (size_t number = 0; number < nodes.size(); ++number) {
     const bool joined_in_place = nodes[number].kind == Kind::concat && !prepared_.materialised[number];
-    if (!joined_in_place && !fused_[number]) {
+    if (prepared_.live[number] && !joined_in_place && !fused_[number]) {
       for (const Leaf& leaf : prepared_.reads[number].of) {
         tensors_[leaf.node].stored = true;
         tensors_[leaf.node].last = std::max(tensors_[leaf.node].last, number);
@@ -128,6 +129,10 @@ void Plan::set_sizes() {
     view.depths = int32_t(size.of[0]), view.rows = int32_t(size.of[1]), view.columns = int32_t(size.of[2]);
     view.column_stride = packed ? view.channels : padded16(view.channels);
     const Ring& ring = tensor.ring;
+    // What no machine holds must not wrap around to what it does.
+    double bytes = double(view.column_stride);
+    for (int a = 0; a < 3; ++a) bytes *= double(size.of[a]) + ring.before[a] + ring.after[a];
+    if (bytes > kMostBytes) throw std::bad_alloc();
     view.row_stride = view.column_stride * (view.columns + ring.before[2] + ring.after[2]);
     view.depth_stride = view.row_stride * (view.rows + ring.before[1] + ring.after[1]);
     tensor.bytes = size_t(view.depth_stride) * size_t(view.depths + ring.before[0] + ring.after[0]) + kSlack;

@@ -71,7 +71,7 @@ void Plan::build(uint8_t* arena) {
   const auto& nodes = prepared_.program.nodes;
   for (size_t number = 0; number < nodes.size(); ++number) {
     const Kind kind = nodes[number].kind;
-    if (fused_[number]) continue;
+    if (fused_[number] || !prepared_.live[number]) continue;
     if (kind == Kind::image) add_image(number);
     else if (kind == Kind::convolution) prepared_.layers[number]->winograd ? add_winograd(number) : add_direct(number);
     else if (kind != Kind::concat) add_move(number);

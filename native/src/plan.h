@@ -18,6 +18,7 @@ struct Prepared {
   Program program;
   const KernelSet* kernels = nullptr;
   std::vector<Leaves> reads;                   // by node
+  std::vector<bool> live;                      // by node: whether the output depends on it
   std::vector<bool> materialised;              // by node: concatenations that something else than a convolution reads
   std::vector<std::unique_ptr<Layer>> layers;  // by node, null where it is no convolution
 };

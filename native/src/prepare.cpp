@@ -23,12 +23,17 @@ Prepared prepare(Program program, const KernelSet& kernels) {
   prepared.kernels = &kernels;
   prepared.program = std::move(program);
   auto& nodes = prepared.program.nodes;
+  prepared.live.assign(nodes.size(), false);
+  prepared.live.back() = true;
+  for (size_t number = nodes.size(); number-- > 0;)
+    if (prepared.live[number])
+      for (uint32_t input : nodes[number].inputs) prepared.live[input] = true;
   prepared.materialised.assign(nodes.size(), false);
   for (size_t number = 0; number < nodes.size(); ++number) {
     const Node& node = nodes[number];
     const bool last = number + 1 == nodes.size();
     if (last && node.kind == Kind::concat) prepared.materialised[number] = true;
-    if (node.kind == Kind::convolution || node.kind == Kind::concat) continue;
+    if (node.kind == Kind::convolution || node.kind == Kind::concat || !prepared.live[number]) continue;
     for (uint32_t input : node.inputs)
       if (nodes[input].kind == Kind::concat) prepared.materialised[input] = true;
   }
@@ -36,7 +41,7 @@ Prepared prepare(Program program, const KernelSet& kernels) {
   prepared.layers.resize(nodes.size());
   for (size_t number = 0; number < nodes.size(); ++number) {
     for (uint32_t input : nodes[number].inputs) append_leaves(prepared, input, prepared.reads[number].of);
-    if (nodes[number].kind != Kind::convolution) continue;
+    if (nodes[number].kind != Kind::convolution || !prepared.live[number]) continue;
     prepared.layers[number] = std::make_unique<Layer>(prepare_layer(prepared.program, nodes[number], prepared.reads[number], kernels));
     // The layer holds them in their stored width.
     std::vector<int8_t>().swap(nodes[number].weight);

@@ -275,7 +275,7 @@ inline void run_quads(const NarrowWriter& write, const TileWalk& at, int64_t cou
 // Groups of tiles in the order they are run: neighbours along the depth follow one another, since what is transformed for one of
 // them serves the next as well.
 struct NarrowWalk {
-  static constexpr int64_t group = kQuads * kQuad;
+  static constexpr int64_t kGroup = kQuads * kQuad;
   const Winograd& job;
   int64_t line, last_line, depths = 0, depth = 0;
   TileWalk at;
@@ -285,10 +285,10 @@ struct NarrowWalk {
   }
   bool done() const { return line >= last_line; }
   bool begins_column() const { return depth == 0; }
-  int64_t count() const { return job.tile_columns() - at.column < group ? job.tile_columns() - at.column : group; }
+  int64_t count() const { return job.tile_columns() - at.column < kGroup ? job.tile_columns() - at.column : kGroup; }
   void next() {
     if (++depth < depths) return move();
-    depth = 0, at.column += group;
+    depth = 0, at.column += kGroup;
     if (at.column < job.tile_columns()) return move();
     line += depths;
     if (!done()) begin_row();
@@ -311,6 +311,7 @@ class NarrowTransforms {
     inputs_.taps = job.depth_taps, inputs_.channels = job.channels / job.depth_taps;
   }
   NarrowInputs prepare(const NarrowWalk& walk) {
+    fetch(walk);
     const int32_t known = walk.begins_column() ? 0 : inputs_.taps - 1;
     for (int32_t tap = 0; tap < known; ++tap) inputs_.of_tap[tap] = inputs_.of_tap[tap + 1];
     for (int32_t tap = known; tap < inputs_.taps; ++tap) {
@@ -325,6 +326,34 @@ class NarrowTransforms {
   }
 
  private:
+  // Four lines of inputs and two of outputs are more than the processor follows by itself: they are fetched two groups ahead.
+  void fetch(const NarrowWalk& walk) const {
+    constexpr int64_t kAhead = 2;
+    TileWalk at = walk.at;
+    int32_t first_piece = 0, first_row = 2;
+    if (walk.depths > 1) {
+      at.depth += kAhead;
+      // Of a depth that comes into use all four lines.
+      first_piece = (inputs_.taps - 1) * pieces_, first_row = 0;
+      if (walk.depth + kAhead >= walk.depths) return;
+    } else {
+      at.column += kAhead * NarrowWalk::kGroup;
+      if (at.column >= job_.tile_columns()) return;
+    }
+    for (int32_t p = first_piece; p < job_.piece_count; ++p) {
+      const Piece& piece = job_.pieces[p];
+      const uint8_t* tile = piece.data + at.depth * piece.depth_stride + 2 * at.row * piece.row_stride + 2 * at.column * piece.column_stride;
+      const ptrdiff_t bytes = 2 * NarrowWalk::kGroup * piece.column_stride;
+      for (int32_t row = first_row; row < 4; ++row)
+        for (ptrdiff_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(tile + row * piece.row_stride + byte, 0, 3);
+    }
+    if (!job_.out.data) return;
+    const uint8_t* out = job_.out.at(at.depth, 2 * at.row, 2 * at.column);
+    const ptrdiff_t bytes = 2 * NarrowWalk::kGroup * job_.out.column_stride;
+    for (int32_t row = 0; row < 2; ++row)
+      for (ptrdiff_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(out + row * job_.out.row_stride + byte, 1, 3);
+  }
+
   const Winograd& job_;
   uint8_t* buffers_;
   const int32_t pieces_;

@@ -1,9 +1,9 @@
-// The three stages of the Winograd kernel timed apart, in the order and on the buffers of run_block (native/src/winograd_run.h):
-// the clock is read between stages, and what reading it costs is taken off.
+// The three stages of the Winograd kernel timed apart, in the order and on the buffers of run_block in
+// native/src/winograd_run.h: the clock is read between stages, and what reading it costs is taken off.
 //
-// Arguments: rounds, then three numbers for each layer: input channels, output channels, side. Prints one line a layer: those
-// three, then nanoseconds of inputs, products and outputs, medians of the rounds. One thread. Where the narrow kernel runs,
-// products and outputs are one function, and outputs are 0.
+// Arguments: rounds, then three numbers for each layer: input channels, output channels, side. Prints one line a layer:
+// those three, then nanoseconds of inputs, products and outputs, medians of the rounds, and of products in the fastest
+// round. One thread. Where the narrow kernel runs, products and outputs are one function, and outputs are 0.
 #ifdef __AVX512VNNI__
 #include "../native/src/simd_avx512vnni.h"
 #else
@@ -20,7 +20,10 @@
 
 namespace {
 
-int64_t now() { return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+int64_t now() {
+  using std::chrono::nanoseconds;
+  return std::chrono::duration_cast<nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 double clock_cost() {
   constexpr int kReads = 100000;
@@ -51,6 +54,8 @@ struct Memory {
   uint8_t* data() { return bytes.data() + (64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64) % 64; }
 };
 
+mq::Blocks blocks_of(int32_t outputs) { return {outputs, mq::Simd::kLanes}; }
+
 // A layer of which only the numbers are random.
 struct Case {
   mq::Piece piece;
@@ -61,10 +66,14 @@ struct Case {
   std::vector<int32_t> shift;
 
   Case(int32_t ins, int32_t outs, int32_t side)
-      : input(size_t(side + 3) * size_t(side + 2) * size_t(ins) + 128), output(size_t(side) * size_t(side) * size_t(outs) + 128),
-        weights(size_t(mq::Blocks{outs, mq::Simd::kLanes}.count()) * size_t(ins / 4) * 16 * 2 * size_t(mq::kVectorBytes)),
-        start(size_t(outs) * 8 + 256, 0), scale(size_t(outs) + 32, 0x1p-10f), shift(size_t(outs) + 32, 10) {
-    piece.data = input.data(), piece.column_stride = ins, piece.row_stride = ptrdiff_t(ins) * (side + 2), piece.channels = ins;
+      : input(size_t(side + 3) * size_t(side + 2) * size_t(ins) + 128),
+        output(size_t(side) * size_t(side) * size_t(outs) + 128),
+        weights(size_t(blocks_of(outs).count()) * size_t(ins / 4) * 16 * 2 * size_t(mq::kVectorBytes)),
+        start(size_t(outs) * 8 + 256, 0),
+        scale(size_t(outs) + 32, 0x1p-10f),
+        shift(size_t(outs) + 32, 10) {
+    piece.data = input.data(), piece.channels = ins;
+    piece.column_stride = ins, piece.row_stride = ptrdiff_t(ins) * (side + 2);
     job.pieces = &piece, job.piece_count = 1, job.channels = ins, job.outputs = outs;
     job.rows = job.columns = side;
     job.weights = reinterpret_cast<const int8_t*>(weights.data()), job.start = start.data();
@@ -74,37 +83,43 @@ struct Case {
   }
 };
 
+struct Buffers {
+  uint8_t* v;
+  int64_t v_row;
+  int32_t* z;
+};
+
 template <int kRegisters, int kTiles>
-void run_outputs(const mq::Winograd& job, int32_t first, const int8_t* weights, const int32_t* start, const uint8_t* v, int64_t v_row, int32_t* z,
-                 int64_t tile, int64_t count, mq::Prefetch& prefetch, Stages& stages, int64_t& since) {
-  mq::multiply_tiles<kRegisters, kTiles>(v, v_row, job.channels, weights, start, z, 0, count, prefetch);
+void run_block(const mq::Winograd& job, int32_t block, const Buffers& at, int64_t tile, int64_t count,
+               mq::Prefetch& prefetch, Stages& stages, int64_t& since) {
+  const int8_t* weights = job.weights + block * (int64_t(job.channels) / 4 * 16 * 2 * mq::kVectorBytes);
+  const int32_t* start = job.start + block * 8 * mq::Simd::kLanes;
+  mq::multiply_tiles<kRegisters, kTiles>(at.v, at.v_row, job.channels, weights, start, at.z, 0, count, prefetch);
   stages.products.until(since);
-  mq::write_tiles<kRegisters>(job, first, z, tile, count);
+  mq::write_tiles<kRegisters>(job, blocks_of(job.outputs).first(block), at.z, tile, count);
   stages.outputs.until(since);
 }
 
 void run_wide(Case& layer, Stages& stages) {
   const mq::Winograd& job = layer.job;
-  const int64_t most = mq::tiles_at_once(job), v_row = mq::v_row_bytes(mq::rounded_tiles(most), job.channels), all = job.tiles();
-  uint8_t* v = layer.scratch.data();
-  int32_t* z = reinterpret_cast<int32_t*>(v + (4 * v_row + 63) / 64 * 64);
-  const mq::Blocks blocks{job.outputs, mq::Simd::kLanes};
-  const int64_t block_weights = int64_t(job.channels) / 4 * 16 * 2 * mq::kVectorBytes;
+  const int64_t most = mq::tiles_at_once(job), all = job.tiles();
+  Buffers buffers{layer.scratch.data(), mq::v_row_bytes(mq::rounded_tiles(most), job.channels), nullptr};
+  buffers.z = reinterpret_cast<int32_t*>(buffers.v + (4 * buffers.v_row + 63) / 64 * 64);
+  const mq::Blocks blocks = blocks_of(job.outputs);
   int64_t since = now();
   for (int64_t first = 0; first < all; first += most) {
     const int64_t count = std::min(most, all - first), after = std::min(most, all - first - count);
     mq::Prefetch prefetch(job, first + count, after, count);
     mq::TileWalk at(job, first);
-    for (int64_t t = 0; t < count; ++t, at.next())
-      mq::transform_tile(job, at.depth, at.row, at.column, v + t * mq::v_tile_bytes(job.channels), v_row);
+    for (int64_t t = 0; t < count; ++t, at.next()) {
+      uint8_t* v = buffers.v + t * mq::v_tile_bytes(job.channels);
+      mq::transform_tile(job, at.depth, at.row, at.column, v, buffers.v_row);
+    }
     stages.inputs.until(since);
     for (int32_t block = 0; block < blocks.count(); ++block) {
-      const int8_t* weights = job.weights + block * block_weights;
-      const int32_t* start = job.start + block * 8 * mq::Simd::kLanes;
-      if (blocks.registers(block) == 2)
-        run_outputs<2, mq::Simd::kTiles>(job, blocks.first(block), weights, start, v, v_row, z, first, count, prefetch, stages, since);
-      else
-        run_outputs<1, mq::Simd::kTilesNarrow>(job, blocks.first(block), weights, start, v, v_row, z, first, count, prefetch, stages, since);
+      const bool two = blocks.registers(block) == 2;
+      const auto run = two ? run_block<2, mq::Simd::kTiles> : run_block<1, mq::Simd::kTilesNarrow>;
+      run(job, block, buffers, first, count, prefetch, stages, since);
     }
   }
 }
@@ -142,9 +157,13 @@ void measure(int32_t ins, int32_t outs, int32_t side, int rounds) {
     mq::all_narrow(layer.job) ? run_narrow(layer, stages) : run_wide(layer, stages);
     if (round < 0) continue;  // the first one also brings the memory
     auto net = [&](const Stage& stage) { return double(stage.nanoseconds) - cost * double(stage.reads); };
-    inputs.push_back(net(stages.inputs)), products.push_back(net(stages.products)), outputs.push_back(net(stages.outputs));
+    inputs.push_back(net(stages.inputs));
+    products.push_back(net(stages.products));
+    outputs.push_back(net(stages.outputs));
   }
-  std::printf("%d %d %d %.0f %.0f %.0f\n", ins, outs, side, median(inputs), median(products), median(outputs));
+  const double fastest = *std::min_element(products.begin(), products.end());
+  std::printf("%d %d %d ", ins, outs, side);
+  std::printf("%.0f %.0f %.0f %.0f\n", median(inputs), median(products), median(outputs), fastest);
   std::fflush(stdout);
 }
 

@@ -1,7 +1,7 @@
 // What this processor can do at most: byte products a second, and bytes a second read from each level of memory.
 //
-// Arguments: threads, milliseconds of one measurement. Prints one line a measurement: name, billions a second, all threads together
-// (of operations, two a product; of bytes read).
+// Arguments: threads, milliseconds of one measurement. Prints one line a measurement: name, billions a second of all
+// threads together (of operations, two a product; of bytes read).
 #include <immintrin.h>
 
 #include <algorithm>
@@ -36,7 +36,7 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// As many sums as hide the instruction's latency on every processor there is; the smaller file holds 12 beside the operands.
+// As many sums as hide the instruction's latency; the smaller register file holds 12 beside the operands.
 constexpr int kSums = sizeof(Register) == 64 ? 24 : 12;
 
 constexpr double kWindow = 0.002;  // seconds, less than a job's turn on a processor
@@ -67,7 +67,8 @@ double read_all(const uint8_t* data, size_t bytes) {
   return double(bytes);
 }
 
-// All threads at once for a while: what they did in a second, each in its best window, so that another job's turn does not count.
+// All threads at once for a while: what they did in a second, each in its best window, so that another job's turn does
+// not count.
 template <class Work>
 double rate(int threads, double seconds, const Work& work) {
   std::atomic<int> ready{0};

@@ -99,9 +99,16 @@ def _draw_roofs(axes: Axes, peaks: Peaks, span: tuple[float, float]) -> None:
         bandwidth = asdict(peaks)[key]
         axes.plot((span[0] / 10, roof / bandwidth), (span[0] / 10 * bandwidth, roof), color=_SLOPE, linewidth=1.2, linestyle="--", zorder=1)
         where = max(bottom * 1.3 / bandwidth, span[0] * 1.15)
-        options = {"rotation": _angle(axes, bandwidth), "rotation_mode": "anchor", "fontsize": 8.5, "color": "#5a5a5a"}
-        place = {"xytext": (-5, 3), "textcoords": "offset points"}
-        axes.annotate(f"{name} {bandwidth:.0f} GB/s", (where, where * bandwidth), **place, **options)
+        axes.annotate(
+            f"{name} {bandwidth:.0f} GB/s",
+            (where, where * bandwidth),
+            xytext=(-5, 3),
+            textcoords="offset points",
+            rotation=_angle(axes, bandwidth),
+            rotation_mode="anchor",
+            fontsize=8.5,
+            color="#5a5a5a",
+        )
 
 
 def _angle(axes: Axes, bandwidth: float) -> float:

@@ -70,9 +70,17 @@ def label_points(figure: Figure, axes: Axes, named: Mapping[str, Place], markers
         trials.append(_place(page, sorted(named, key=order), points, sizes, figure.dpi / 72))
     best = min(trials, key=lambda trial: sum(hypot(*offset) if offset else _FAR for offset in trial.values()))
     for name, offset in best.items():
-        arrow = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
-        place = {"xytext": offset or (0, 14), "textcoords": "offset points", "ha": "center", "va": "center"}
-        axes.annotate(name, named[name], arrowprops=arrow, fontsize=8.5, zorder=4, **place)
+        axes.annotate(
+            name,
+            named[name],
+            xytext=offset or (0, 14),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4},
+            fontsize=8.5,
+            zorder=4,
+        )
 
 
 def _size(axes: Axes, name: str) -> Place:

@@ -182,15 +182,15 @@ def _print_layers(layers: list[dict[str, Any]], threads: int, peaks: dict[str, f
 
 
 def _print_stages(layers: Sequence[SingleLayer], stages: list[dict[str, float]], peaks: dict[str, float] | None) -> None:
-    print("\nStages of the Winograd kernel, 1 thread (products and outputs are one function where outputs are –)")
+    print("\nStages of the Winograd kernel, 1 thread, fastest round (products and outputs are one function where outputs are –)")
     rows = []
     for layer, stage in zip(layers, stages, strict=True):
-        total = stage["inputs"] + stage["products"] + stage["outputs"]
+        total = sum(stage.values())
         shares = [f"{100 * stage[name] / total:.0f} %" if stage[name] else "–" for name in ("inputs", "products", "outputs")]
-        took = {"median": stage["products"], "min": stage["fastest_products"]}
-        speed = _of_ideal(layer.multiplications, took, True, peaks)
+        ideal = peaks and 2 * layer.multiplications / (peaks["products"] * WINOGRAD_GAIN)
+        speed = f"{100 * ideal / stage['products']:.0f}" if ideal else "–"
         rows.append([layer.name, f"{total / 1e6:.2f}", *shares, speed])
-    _print_table(["3x3 layer", "ms", "inputs", "products", "outputs", "products, % of ideal (best)"], rows, left=1)
+    _print_table(["3x3 layer", "ms", "inputs", "products", "outputs", "products, % of ideal"], rows, left=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -32,15 +32,11 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Stages:
-    """Nanoseconds of one run on one thread, medians of the rounds; of the products in the fastest round too.
-
-    Where products and outputs are one function, ``outputs`` is 0.
-    """
+    """Nanoseconds of the fastest round, on one thread. Where products and outputs are one function, ``outputs`` is 0."""
 
     inputs: float
     products: float
     outputs: float
-    fastest_products: float
 
     @property
     def total(self) -> float:

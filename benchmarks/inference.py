@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inference_networks import WORKLOADS, Workload
-from benchmarks.inference_variants import VARIANTS
+from benchmarks.inference_variants import DEFAULT_VARIANTS, VARIANTS
 from benchmarks.interleaved import Spread, ratios, time_in_turns
 from benchmarks.training_step import PACKAGES as _PACKAGES
 from benchmarks.training_step import _processor, _version
 
 PACKAGES = tuple(dict.fromkeys((*_PACKAGES, "openvino", "nncf", "onnxruntime")) - {"brevitas": None}.keys())
-BASES = ("nncf-int8", "openvino-float")
+# Under which heading a table shows the speed over each: of engines of ours, the engine's name.
+BASES = {"nncf-int8": "× NNCF", "openvino-float": "× float", "medquant-openvino": "× openvino", "medquant-torch": "× torch"}
 DEFAULT_NETWORKS = ("paper", "unet64", "unet16", "unet3d")
 MEBIBYTE = 2**20
 _LIMIT_S = 1800
@@ -34,7 +35,7 @@ _MEASURED_RUNS = 3
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=list(WORKLOADS), default=list(DEFAULT_NETWORKS), metavar="NAME")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(DEFAULT_VARIANTS), metavar="NAME")
     parser.add_argument("--threads", type=int, default=2, help="threads of every variant (default 2)")
     parser.add_argument("--rounds", type=int, default=9, help="measured rounds (default 9)")
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before them (default 2)")
@@ -101,26 +102,32 @@ def _measure(workload: Workload, arguments: argparse.Namespace, folder: Path) ->
 def _spread(values: dict[str, float] | None, scale: float = 1.0, digits: int = 2) -> str:
     if values is None:
         return "–"
-    return f"{values['median'] * scale:.{digits}f} ({values['min'] * scale:.{digits}f}–{values['max'] * scale:.{digits}f})"
+    median, lowest, highest = (f"{values[key] * scale:.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({lowest}–{highest})"
+
+
+def _ratio(values: dict[str, float] | None) -> str:
+    """From ten on with one digit, so that the column stays narrow."""
+    return _spread(values, digits=2 if values is None or values["max"] < 10 else 1)
 
 
 def _print_rows(workload: Workload, rows: dict[str, Any]) -> None:
-    titles = ("ms", "× NNCF's speed", "× float's speed", "images/s", "peak MiB", "× NNCF's", "file MiB")
-    widths = (24, 18, 18, 20, 9, 9, 9)
+    left = max(len(name) for name in rows) + 1
+    titles = ("ms", *BASES.values(), "images/s", "peak MiB", "× NNCF's", "file MiB")
+    widths = (23, *[17] * len(BASES), 10, 9, 9, 9)
     print(f"\n{workload.name}: {workload.meaning}")
-    print(f"{'':22}" + "".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True)))
+    print(" " * left + "".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True)))
     for name, row in rows.items():
-        peak, over = row.get("peak_bytes"), row.get("peak_over_nncf-int8")
+        peak, over, images = row.get("peak_bytes"), row.get("peak_over_nncf-int8"), row.get("images_per_s")
         cells = [
             _spread(row.get("latency_s"), 1000, 1),
-            _spread(row.get("speed_over_nncf-int8")),
-            _spread(row.get("speed_over_openvino-float")),
-            _spread(row.get("images_per_s"), digits=1),
+            *(_ratio(row.get(f"speed_over_{base}")) for base in BASES),
+            f"{images['median']:.1f}" if images else "–",
             f"{peak / MEBIBYTE:.0f}" if peak else "–",
             f"{over:.2f}" if over else "–",
             f"{row['file_bytes'] / MEBIBYTE:.2f}",
         ]
-        print(f"{name:22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+        print(f"{name:{left}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
 
 
 def main() -> None:
@@ -139,6 +146,7 @@ def main() -> None:
     print(", ".join(f"{name} {number}" for name, number in versions.items()) + f"; {_processor()}, {arguments.threads} threads")
     for name, meaning in ((each, VARIANTS[each].meaning) for each in arguments.variants):
         print(f"  {name}: {meaning}")
+    print("× NNCF, × float, × openvino, × torch: times the speed of nncf-int8, openvino-float, medquant-openvino, medquant-torch")
     for name, rows in results.items():
         _print_rows(WORKLOADS[name], rows)
 

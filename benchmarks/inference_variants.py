@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.inference_networks import Workload
+from medquant.deploy.native import load_library, why_missing
+from medquant.deploy.native.library import KERNELS_VARIABLE
 
 Run = Callable[[], Any]
+NATIVE = "medquant-native"
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,23 @@ def _pack(workload: Workload, folder: Path) -> None:
     save_model(folder / "model.mq", program, metadata)
 
 
+def _native(kernels: str = "") -> Callable[[Workload, Path, int], Run]:
+    """The native engine with one of its kernel sets, or with the processor's fastest whatever the environment says."""
+
+    def open_it(workload: Workload, folder: Path, threads: int) -> Run:
+        before = os.environ.get(KERNELS_VARIABLE)
+        os.environ[KERNELS_VARIABLE] = kernels
+        try:
+            return _medquant("native")(workload, folder, threads)
+        finally:
+            if before is None:
+                del os.environ[KERNELS_VARIABLE]
+            else:
+                os.environ[KERNELS_VARIABLE] = before
+
+    return open_it
+
+
 def _medquant(engine: str) -> Callable[[Workload, Path, int], Run]:
     def open_it(workload: Workload, folder: Path, threads: int) -> Run:
         # What engines ask for the number of threads.
@@ -201,6 +221,15 @@ def _medquant(engine: str) -> Callable[[Workload, Path, int], Run]:
     return open_it
 
 
+def _other_kernels() -> dict[str, Variant]:
+    """The native engine with each of the processor's slower kernel sets; none where it was not built."""
+    names = load_library().kernels[1:] if why_missing() is None else ()
+    return {
+        f"{NATIVE}-{name}": Variant(f"medquant W4A6, engine native, kernels {name}", "model.mq", _pack, _native(name)) for name in names
+    }
+
+
+OTHER_KERNELS: Mapping[str, Variant] = _other_kernels()
 VARIANTS: Mapping[str, Variant] = {
     "torch": Variant("torch eager, float32", "float.safetensors", _save_float, _torch()),
     "torch-channels-last": Variant("torch eager, float32, channels last", "float.safetensors", None, _torch(True)),
@@ -214,4 +243,8 @@ VARIANTS: Mapping[str, Variant] = {
     "medquant-openvino": Variant("medquant W4A6, engine openvino", "model.mq", _pack, _medquant("openvino")),
     "medquant-torch": Variant("medquant W4A6, engine torch", "model.mq", _pack, _medquant("torch")),
     "medquant-onnxruntime": Variant("medquant W4A6, engine onnxruntime", "model.mq", _pack, _medquant("onnxruntime")),
+    NATIVE: Variant("medquant W4A6, engine native, the processor's fastest kernels", "model.mq", _pack, _native()),
+    **OTHER_KERNELS,
 }
+# The slower kernel sets run when named.
+DEFAULT_VARIANTS = tuple(name for name in VARIANTS if name not in OTHER_KERNELS and (name != NATIVE or why_missing() is None))

@@ -45,44 +45,48 @@ void Pool::run(int64_t items, const std::function<void(int64_t, int)>& work) {
     work_ = &work;
     items_ = items;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(int(workers_.size()), std::memory_order_relaxed);
-    round_.fetch_add(1, std::memory_order_release);
+    left_.store(items, std::memory_order_relaxed);
+    open_.store(true);
+    round_.fetch_add(1);
   }
   wake_.notify_all();
   take_items(0);
-  for (int look = 0; look < looks(); ++look) {
-    if (busy_.load(std::memory_order_acquire) == 0) return;
-    pause();
-  }
-  std::unique_lock<std::mutex> lock(mutex_);
-  finished_.wait(lock, [this] { return busy_.load(std::memory_order_acquire) == 0; });
+  // What is left is in the hands of threads at work, or of one that lost its processor in the middle of an item.
+  for (int64_t look = 0; left_.load(std::memory_order_acquire) > 0; ++look) look < kLooks ? pause() : std::this_thread::yield();
+  open_.store(false);
+  for (int64_t look = 0; inside_.load() > 0; ++look) look < kLooks ? pause() : std::this_thread::yield();
 }
 
 void Pool::take_items(int worker) {
-  for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < items_;) (*work_)(item, worker);
+  for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < items_;) {
+    (*work_)(item, worker);
+    left_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+void Pool::help(int worker) {
+  inside_.fetch_add(1);
+  if (open_.load()) take_items(worker);
+  inside_.fetch_sub(1);
 }
 
 int Pool::looks() const { return active_.load(std::memory_order_relaxed) ? kLooks : 0; }
 
-bool Pool::wait_for_work(uint64_t seen) {
+bool Pool::wait_for_work(uint64_t& seen) {
   for (int look = 0; look < looks(); ++look) {
-    if (round_.load(std::memory_order_acquire) != seen) return !stopping_;
+    if (round_.load(std::memory_order_acquire) != seen) break;
     pause();
   }
-  std::unique_lock<std::mutex> lock(mutex_);
-  wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+  if (round_.load(std::memory_order_acquire) == seen) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+  }
+  seen = round_.load(std::memory_order_acquire);
   return !stopping_;
 }
 
 void Pool::serve(int worker) {
-  for (uint64_t seen = 0; wait_for_work(seen);) {
-    ++seen;
-    take_items(worker);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      finished_.notify_one();
-    }
-  }
+  for (uint64_t seen = 0; wait_for_work(seen);) help(worker);
 }
 
 }  // namespace mq

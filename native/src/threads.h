@@ -32,17 +32,21 @@ class Pool {
   void serve(int worker);
   void take_items(int worker);
   int looks() const;
-  bool wait_for_work(uint64_t seen);
+  void help(int worker);
+  bool wait_for_work(uint64_t& seen);
 
   std::vector<std::thread> workers_;
   const std::function<void(int64_t, int)>* work_ = nullptr;
-  std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> next_{0}, left_{0};
   int64_t items_ = 0;
   std::atomic<uint64_t> round_{0};
-  std::atomic<int> busy_{0};
+  // A thread counts itself in before it looks at the work, and the work goes only when it is closed and nobody is in: one that
+  // wakes up late finds it closed, and nobody waits for it.
+  std::atomic<bool> open_{false};
+  std::atomic<int> inside_{0};
   std::atomic<bool> stopping_{false}, active_{false};
   std::mutex mutex_;
-  std::condition_variable wake_, finished_;
+  std::condition_variable wake_;
 };
 
 }  // namespace mq

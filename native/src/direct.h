@@ -9,8 +9,8 @@ namespace {
 
 constexpr int64_t kDirectBytes = Simd::kLanes * 4;
 
-// kVoxels voxels of one line, `step` bytes apart from one to the next in every run.
-template <int kRegisters, int kVoxels>
+// kVoxels voxels of one line, `step` bytes apart from one to the next in every run. kPairs: 16 bits hold two products.
+template <int kRegisters, int kVoxels, bool kPairs>
 inline void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t column, const int8_t* weights, const int32_t* start,
                        Simd::Int (&sums)[kVoxels][kRegisters]) {
   using Int = Simd::Int;
@@ -32,7 +32,7 @@ inline void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t co
       for (int v = 0; v < kVoxels; ++v) {
         const Int x = Simd::broadcast4(at + v * next);
 #pragma GCC unroll 2
-        for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::dot(sums[v][r], x, w[r]);
+        for (int r = 0; r < kRegisters; ++r) sums[v][r] = kPairs ? Simd::dot_pairs(sums[v][r], x, w[r]) : Simd::dot(sums[v][r], x, w[r]);
       }
     }
   }
@@ -122,28 +122,29 @@ struct DirectWriter {
 
 // --- lines ------------------------------------------------------------------------------------------------------------
 
-template <int kRegisters>
+template <int kRegisters, bool kPairs>
 void run_line(const Direct& job, const DirectWriter& write, int64_t depth, int64_t row, const int8_t* weights, const int32_t* start) {
   constexpr int kVoxels = Simd::kVoxels, kFew = 4;
   int64_t column = 0;
   for (; column + kVoxels <= job.columns; column += kVoxels) {
     Simd::Int sums[kVoxels][kRegisters];
-    sum_voxels<kRegisters, kVoxels>(job, depth, row, column, weights, start, sums);
+    sum_voxels<kRegisters, kVoxels, kPairs>(job, depth, row, column, weights, start, sums);
     write(sums, depth, row, column);
   }
   for (; column + kFew <= job.columns; column += kFew) {
     Simd::Int sums[kFew][kRegisters];
-    sum_voxels<kRegisters, kFew>(job, depth, row, column, weights, start, sums);
+    sum_voxels<kRegisters, kFew, kPairs>(job, depth, row, column, weights, start, sums);
     write(sums, depth, row, column);
   }
   for (; column < job.columns; ++column) {
     Simd::Int sums[1][kRegisters];
-    sum_voxels<kRegisters, 1>(job, depth, row, column, weights, start, sums);
+    sum_voxels<kRegisters, 1, kPairs>(job, depth, row, column, weights, start, sums);
     write(sums, depth, row, column);
   }
 }
 
-void direct_run(const Direct& job, int64_t first_line, int64_t last_line) {
+template <bool kPairs>
+void run_lines(const Direct& job, int64_t first_line, int64_t last_line) {
   const Blocks blocks{padded16(job.outputs), Simd::kLanes};
   for (int32_t block = 0; block < blocks.count(); ++block) {
     const int8_t* weights = job.weights + block * job.steps * 2 * kDirectBytes;
@@ -151,10 +152,15 @@ void direct_run(const Direct& job, int64_t first_line, int64_t last_line) {
     const DirectWriter write(job, blocks.first(block), blocks.registers(block));
     for (int64_t line = first_line; line < last_line; ++line) {
       const int64_t depth = line / job.rows, row = line % job.rows;
-      if (blocks.registers(block) == 2) run_line<2>(job, write, depth, row, weights, start);
-      else run_line<1>(job, write, depth, row, weights, start);
+      if (blocks.registers(block) == 2) run_line<2, kPairs>(job, write, depth, row, weights, start);
+      else run_line<1, kPairs>(job, write, depth, row, weights, start);
     }
   }
+}
+
+void direct_run(const Direct& job, int64_t first_line, int64_t last_line) {
+  if (Simd::kPairSums && job.pair_sums_fit) run_lines<Simd::kPairSums>(job, first_line, last_line);
+  else run_lines<false>(job, first_line, last_line);
 }
 
 // Steps [first, last) counted through all blocks: block * steps + step.

@@ -40,6 +40,12 @@ bool fits_four_bits(const Node& node) {
   return std::all_of(node.weight.begin(), node.weight.end(), [](int8_t w) { return w >= -8 && w <= 7; });
 }
 
+bool pair_sums_fit(const Program& program, const Node& node) {
+  int largest = 0;
+  for (int8_t w : node.weight) largest = std::max(largest, std::abs(int(w)));
+  return 2 * largest * program.nodes[node.inputs[0]].format.highest() <= INT16_MAX;
+}
+
 // Whether a layer's requantization is exact in float32: sums below 2^24, products with 2^-shift below 2^22, see Simd::rounded.
 bool exact_in_float(const Program& program, const Node& node, const Weights& weights) {
   const Format& read = program.nodes[node.inputs[0]].format;
@@ -295,6 +301,7 @@ Layer prepare_layer(const Program& program, const Node& node, const Leaves& read
   const Weights weights{node, taps.count(), node.in_channels / node.groups, node.channels / node.groups};
   Layer layer;
   layer.in_float = node.accumulates || exact_in_float(program, node, weights);
+  layer.pair_sums_fit = pair_sums_fit(program, node);
   layer.multiplications = taps.count() * weights.ins * node.channels;
   // Few input channels leave most of Winograd's 16 empty.
   if (kernels.winograd && node.in_channels >= 12 && winograd_shape(node, taps, program.nodes[node.inputs[0]].format)) {

@@ -9,11 +9,64 @@ namespace {
 
 constexpr int64_t kDirectBytes = Simd::kLanes * 4;
 
-// kVoxels voxels of one line, `step` bytes apart from one to the next in every run. kPairs: 16 bits hold two products.
-template <int kRegisters, int kVoxels, bool kPairs>
+// Weights of one step.
+template <int kRegisters>
+struct StepWeights {
+  Simd::Int of[kRegisters];
+  explicit StepWeights(const int8_t* weights) {
+#pragma GCC unroll 2
+    for (int r = 0; r < kRegisters; ++r) of[r] = Simd::load(weights + r * kDirectBytes);
+  }
+};
+
+// Adds one run to the sums of kVoxels voxels, `next` bytes apart.
+template <int kRegisters, int kVoxels>
+inline void sum_run(const uint8_t* at, ptrdiff_t next, int32_t steps, const int8_t* weights, Simd::Int (&sums)[kVoxels][kRegisters]) {
+  for (int32_t step = 0; step < steps; ++step, at += 4, weights += kRegisters * kDirectBytes) {
+    const StepWeights<kRegisters> w(weights);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVoxels; ++v) {
+      const Simd::Int x = Simd::broadcast4(at + v * next);
+#pragma GCC unroll 2
+      for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::dot(sums[v][r], x, w.of[r]);
+    }
+  }
+}
+
+// The same for sets without a byte product of 32 bits: `narrow` steps at a time are summed in 16.
+template <int kRegisters, int kVoxels>
+inline void sum_run_narrow(const uint8_t* at, ptrdiff_t next, int32_t steps, int32_t narrow, const int8_t* weights,
+                           Simd::Int (&sums)[kVoxels][kRegisters]) {
+  while (steps > 0) {
+    Simd::Int halves[kVoxels][kRegisters];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVoxels; ++v) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kRegisters; ++r) halves[v][r] = Simd::splat(0);
+    }
+    const int32_t now = steps < narrow ? steps : narrow;
+    for (int32_t step = 0; step < now; ++step, at += 4, weights += kRegisters * kDirectBytes) {
+      const StepWeights<kRegisters> w(weights);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVoxels; ++v) {
+        const Simd::Int x = Simd::broadcast4(at + v * next);
+#pragma GCC unroll 2
+        for (int r = 0; r < kRegisters; ++r) halves[v][r] = Simd::dot_narrow(halves[v][r], x, w.of[r]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < kVoxels; ++v) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::add_halves(sums[v][r], halves[v][r]);
+    }
+    steps -= now;
+  }
+}
+
+// kVoxels voxels of one line, `column_step` bytes apart from one to the next in every run.
+template <int kRegisters, int kVoxels, bool kNarrow>
 inline void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t column, const int8_t* weights, const int32_t* start,
                        Simd::Int (&sums)[kVoxels][kRegisters]) {
-  using Int = Simd::Int;
 #pragma GCC unroll 16
   for (int v = 0; v < kVoxels; ++v) {
 #pragma GCC unroll 2
@@ -22,19 +75,9 @@ inline void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t co
   for (int32_t number = 0; number < job.run_count; ++number) {
     const Run& run = job.runs[number];
     const uint8_t* at = run.data + depth * run.depth_step + row * run.row_step + column * run.column_step;
-    const ptrdiff_t next = run.column_step;
-    for (int32_t step = 0; step < run.steps; ++step, at += 4) {
-      Int w[kRegisters];
-#pragma GCC unroll 2
-      for (int r = 0; r < kRegisters; ++r) w[r] = Simd::load(weights + r * kDirectBytes);
-      weights += kRegisters * kDirectBytes;
-#pragma GCC unroll 16
-      for (int v = 0; v < kVoxels; ++v) {
-        const Int x = Simd::broadcast4(at + v * next);
-#pragma GCC unroll 2
-        for (int r = 0; r < kRegisters; ++r) sums[v][r] = kPairs ? Simd::dot_pairs(sums[v][r], x, w[r]) : Simd::dot(sums[v][r], x, w[r]);
-      }
-    }
+    if constexpr (kNarrow) sum_run_narrow<kRegisters, kVoxels>(at, run.column_step, run.steps, job.narrow_steps, weights, sums);
+    else sum_run<kRegisters, kVoxels>(at, run.column_step, run.steps, weights, sums);
+    weights += run.steps * kRegisters * kDirectBytes;
   }
 }
 
@@ -122,28 +165,28 @@ struct DirectWriter {
 
 // --- lines ------------------------------------------------------------------------------------------------------------
 
-template <int kRegisters, bool kPairs>
+template <int kRegisters, bool kNarrow>
 void run_line(const Direct& job, const DirectWriter& write, int64_t depth, int64_t row, const int8_t* weights, const int32_t* start) {
-  constexpr int kVoxels = Simd::kVoxels, kFew = 4;
+  constexpr int kVoxels = kNarrow ? Simd::kVoxelsNarrow : Simd::kVoxels, kFew = kVoxels < 4 ? kVoxels : 4;
   int64_t column = 0;
   for (; column + kVoxels <= job.columns; column += kVoxels) {
     Simd::Int sums[kVoxels][kRegisters];
-    sum_voxels<kRegisters, kVoxels, kPairs>(job, depth, row, column, weights, start, sums);
+    sum_voxels<kRegisters, kVoxels, kNarrow>(job, depth, row, column, weights, start, sums);
     write(sums, depth, row, column);
   }
   for (; column + kFew <= job.columns; column += kFew) {
     Simd::Int sums[kFew][kRegisters];
-    sum_voxels<kRegisters, kFew, kPairs>(job, depth, row, column, weights, start, sums);
+    sum_voxels<kRegisters, kFew, kNarrow>(job, depth, row, column, weights, start, sums);
     write(sums, depth, row, column);
   }
   for (; column < job.columns; ++column) {
     Simd::Int sums[1][kRegisters];
-    sum_voxels<kRegisters, 1, kPairs>(job, depth, row, column, weights, start, sums);
+    sum_voxels<kRegisters, 1, kNarrow>(job, depth, row, column, weights, start, sums);
     write(sums, depth, row, column);
   }
 }
 
-template <bool kPairs>
+template <bool kNarrow>
 void run_lines(const Direct& job, int64_t first_line, int64_t last_line) {
   const Blocks blocks{padded16(job.outputs), Simd::kLanes};
   for (int32_t block = 0; block < blocks.count(); ++block) {
@@ -152,14 +195,14 @@ void run_lines(const Direct& job, int64_t first_line, int64_t last_line) {
     const DirectWriter write(job, blocks.first(block), blocks.registers(block));
     for (int64_t line = first_line; line < last_line; ++line) {
       const int64_t depth = line / job.rows, row = line % job.rows;
-      if (blocks.registers(block) == 2) run_line<2, kPairs>(job, write, depth, row, weights, start);
-      else run_line<1, kPairs>(job, write, depth, row, weights, start);
+      if (blocks.registers(block) == 2) run_line<2, kNarrow>(job, write, depth, row, weights, start);
+      else run_line<1, kNarrow>(job, write, depth, row, weights, start);
     }
   }
 }
 
 void direct_run(const Direct& job, int64_t first_line, int64_t last_line) {
-  if (Simd::kPairSums && job.pair_sums_fit) run_lines<Simd::kPairSums>(job, first_line, last_line);
+  if (Simd::kVoxelsNarrow > 0 && job.narrow_steps > 0) run_lines<(Simd::kVoxelsNarrow > 0)>(job, first_line, last_line);
   else run_lines<false>(job, first_line, last_line);
 }
 

@@ -7,18 +7,19 @@
 namespace mq {
 namespace {
 
-template <class Int>
 struct NoNarrowBlocks {
-  static constexpr int kTilesNarrow = 1;
-  template <class Clamp>
-  static Int pack_four(const Int&, const Int&, const Int&, const Int&, const Clamp&) {
+  template <class Int, class Clamp>
+  static Int pack_four(Int, Int, Int, Int, const Clamp&) {
     __builtin_trap();
   }
-  template <int kWhich>
-  static void store_quarter(uint8_t*, const Int&) {
+  template <int kWhich, class Int>
+  static void store_quarter(uint8_t*, Int) {
     __builtin_trap();
   }
-  static Int max_of_four(const Int&) { __builtin_trap(); }
+  template <class Int>
+  static Int max_of_four(Int) {
+    __builtin_trap();
+  }
 };
 
 }  // namespace

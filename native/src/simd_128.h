@@ -50,7 +50,7 @@ struct Int256 {
 };
 
 // Everything but the byte products.
-struct Simd128 : NoNarrowBlocks<Int256> {
+struct Simd128 : NoNarrowBlocks {
   static constexpr int kLanes = 8;
   using Int = Int256;
   struct Float {

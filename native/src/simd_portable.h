@@ -7,10 +7,10 @@ namespace mq {
 namespace {
 
 struct Simd : Simd128 {
-  static constexpr int kTiles = 1;
+  static constexpr int kTiles = 4;
   static constexpr int kTilesNarrow = kTiles;
-  static constexpr int kVoxels = 2;
-  static constexpr bool kPairSums = true;
+  static constexpr int kVoxels = 6;
+  static constexpr int kVoxelsNarrow = 8;
 
   // A byte of every pair, as 16 bits.
   static Shorts128 even_unsigned(Ints128 x) { return (Shorts128)x & 0xff; }
@@ -24,11 +24,13 @@ struct Simd : Simd128 {
     return sum + (both_halves(even_unsigned(x) * even_signed(w)) + both_halves(odd_unsigned(x) * odd_signed(w)));
   }
   static Int dot(Int sum, Int x, Int w) { return {dot(sum.low, x.low, w.low), dot(sum.high, x.high, w.high)}; }
-  // The same where they hold the sum of two.
-  static Ints128 dot_pairs(Ints128 sum, Ints128 x, Ints128 w) {
-    return sum + both_halves(even_unsigned(x) * even_signed(w) + odd_unsigned(x) * odd_signed(w));
+  static Ints128 dot_narrow(Ints128 sum, Ints128 x, Ints128 w) {
+    return (Ints128)((Shorts128)sum + even_unsigned(x) * even_signed(w) + odd_unsigned(x) * odd_signed(w));
   }
-  static Int dot_pairs(Int sum, Int x, Int w) { return {dot_pairs(sum.low, x.low, w.low), dot_pairs(sum.high, x.high, w.high)}; }
+  static Int dot_narrow(Int sum, Int x, Int w) { return {dot_narrow(sum.low, x.low, w.low), dot_narrow(sum.high, x.high, w.high)}; }
+  static Int add_halves(Int sum, Int halves) {
+    return {sum.low + both_halves((Shorts128)halves.low), sum.high + both_halves((Shorts128)halves.high)};
+  }
 };
 
 }  // namespace

@@ -63,10 +63,12 @@ inline void sum_run_narrow(const uint8_t* at, ptrdiff_t next, int32_t steps, int
   }
 }
 
-// kVoxels voxels of one line, `column_step` bytes apart from one to the next in every run.
+// kVoxels voxels of one line, `column_step` bytes apart from one to the next in every run. A function of its own: together with the
+// writing there would not be registers enough for all sums.
 template <int kRegisters, int kVoxels, bool kNarrow>
-inline void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t column, const int8_t* weights, const int32_t* start,
-                       Simd::Int (&sums)[kVoxels][kRegisters]) {
+__attribute__((noinline)) void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t column, const int8_t* weights,
+                                          const int32_t* start, Simd::Int (&to)[kVoxels][kRegisters]) {
+  Simd::Int sums[kVoxels][kRegisters];
 #pragma GCC unroll 16
   for (int v = 0; v < kVoxels; ++v) {
 #pragma GCC unroll 2
@@ -78,6 +80,11 @@ inline void sum_voxels(const Direct& job, int64_t depth, int64_t row, int64_t co
     if constexpr (kNarrow) sum_run_narrow<kRegisters, kVoxels>(at, run.column_step, run.steps, job.narrow_steps, weights, sums);
     else sum_run<kRegisters, kVoxels>(at, run.column_step, run.steps, weights, sums);
     weights += run.steps * kRegisters * kDirectBytes;
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < kVoxels; ++v) {
+#pragma GCC unroll 2
+    for (int r = 0; r < kRegisters; ++r) to[v][r] = sums[v][r];
   }
 }
 
@@ -202,7 +209,8 @@ void run_lines(const Direct& job, int64_t first_line, int64_t last_line) {
 }
 
 void direct_run(const Direct& job, int64_t first_line, int64_t last_line) {
-  if (Simd::kVoxelsNarrow > 0 && job.narrow_steps > 0) run_lines<(Simd::kVoxelsNarrow > 0)>(job, first_line, last_line);
+  constexpr int32_t kWorthwhile = 4;
+  if (Simd::kVoxelsNarrow > 0 && job.narrow_steps >= kWorthwhile) run_lines<(Simd::kVoxelsNarrow > 0)>(job, first_line, last_line);
   else run_lines<false>(job, first_line, last_line);
 }
 

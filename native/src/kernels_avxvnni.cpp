@@ -8,7 +8,7 @@
 namespace mq {
 
 extern const KernelSet kAvxVnni;
-const KernelSet kAvxVnni = {"avxvnni",   Simd::kLanes,    true,          tile_unit,  tiles_at_once, winograd_scratch,
-                             winograd_run, expand_winograd, expand_direct, direct_run, &kMoves};
+const KernelSet kAvxVnni = {"avxvnni", Simd::kLanes, true, tile_unit, tiles_at_once, winograd_scratch,
+                            winograd_run, expand_winograd, expand_direct, direct_run, &kMoves};
 
 }  // namespace mq

@@ -10,7 +10,7 @@ struct Simd : Simd256 {
   static constexpr int kTiles = 2;
   static constexpr int kTilesNarrow = kTiles;
   static constexpr int kVoxels = 4;
-  static constexpr int kVoxelsNarrow = 6;
+  static constexpr int kVoxelsNarrow = 4;
 
   // Any bytes: those of every pair apart, widened to 16 bits.
   static Int dot(Int sum, Int x, Int w) {

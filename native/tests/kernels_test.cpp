@@ -12,16 +12,6 @@ namespace {
 
 int64_t failures = 0, comparisons = 0, winograd_layers = 0, direct_layers = 0;
 
-// (C, *S) as the engine takes it, and its own order.
-naive::Tensor spread(const RandomNetwork& network, const uint8_t* bytes) {
-  int64_t size[3];
-  naive::three_axes(network.program, network.image, 1, size);
-  naive::Tensor image(size[0], size[1], size[2], network.program.nodes[0].channels);
-  for (int64_t c = 0; c < image.channels; ++c)
-    for (int64_t v = 0; v < image.voxels(); ++v) image.values[size_t(v * image.channels + c)] = *bytes++;
-  return image;
-}
-
 void append(std::vector<int32_t>& to, const naive::Tensor& tensor) {
   for (int64_t c = 0; c < tensor.channels; ++c)
     for (int64_t v = 0; v < tensor.voxels(); ++v) to.push_back(tensor.values[size_t(v * tensor.channels + c)]);
@@ -54,9 +44,9 @@ void run_network(uint64_t number, int64_t cost) {
   std::vector<int64_t> shape{batch, network.program.nodes[0].channels};
   shape.insert(shape.end(), network.image.begin(), network.image.begin() + network.program.axes);
   for (int64_t n = 0; n < batch; ++n) {
-    const std::vector<uint8_t> image = network.some_image();
+    const std::vector<uint8_t> image = n == 0 ? network.first_image : network.some_image();
     images.insert(images.end(), image.begin(), image.end());
-    append(expected, naive::run(network.program, spread(network, image.data())));
+    append(expected, n == 0 ? network.tensors.back() : naive::run(network.program, naive::spread(network.program, network.image, image.data())));
   }
   const int threads = int(network.between(1, 3));
   for (const mq::KernelSet* kernels : mq::kernel_sets()) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <vector>
 
 #include "../src/program.h"
@@ -50,7 +51,13 @@ inline int64_t round_half_even(int64_t x, int32_t shift) {
   return whole + (2 * rest > step || (2 * rest == step && whole % 2 != 0));
 }
 
-inline Tensor convolution(const mq::Program& program, const mq::Node& node, const Tensor& in) {
+// Accumulators of a convolution, beside the (empty) tensor that it writes.
+struct Sums {
+  Tensor out;
+  std::vector<int64_t> values;
+};
+
+inline Sums sums_of(const mq::Program& program, const mq::Node& node, const Tensor& in) {
   const mq::Format& read = program.nodes[node.inputs[0]].format;
   int64_t kernel[3], stride[3], padding[3], dilation[3], extra[3], size[3];
   three_axes(program, node.kernel, 1, kernel);
@@ -63,9 +70,10 @@ inline Tensor convolution(const mq::Program& program, const mq::Node& node, cons
     size[a] = node.transposed ? (in.size[a] - 1) * stride[a] - 2 * padding[a] + span + extra[a]
                               : (in.size[a] + 2 * padding[a] - span) / stride[a] + 1;
   }
-  Tensor out(size[0], size[1], size[2], node.channels);
-  std::vector<int64_t> sums(size_t(out.voxels() * node.channels));
-  for (size_t i = 0; i < sums.size(); ++i) sums[i] = node.bias[i % size_t(node.channels)];
+  Sums sums{Tensor(size[0], size[1], size[2], node.channels), {}};
+  Tensor& out = sums.out;
+  sums.values.resize(out.values.size());
+  for (size_t i = 0; i < sums.values.size(); ++i) sums.values[i] = node.bias[i % size_t(node.channels)];
   const int64_t taps = kernel[0] * kernel[1] * kernel[2];
   const int64_t ins = node.in_channels / node.groups, outs = node.channels / node.groups;
   // From the side that a step of the kernel starts at: the output, or of a transposed convolution the input.
@@ -76,7 +84,7 @@ inline Tensor convolution(const mq::Program& program, const mq::Node& node, cons
       const int64_t tap = (k[0] * kernel[1] + k[1]) * kernel[2] + k[2];
       if (!(node.transposed ? out : in).holds(to)) return;
       const int32_t* q = node.transposed ? in.at(from) : in.at(to);
-      int64_t* sum = sums.data() + ((node.transposed ? out.at(to) : out.at(from)) - out.values.data());
+      int64_t* sum = sums.values.data() + ((node.transposed ? out.at(to) : out.at(from)) - out.values.data());
       for (int64_t o = 0; o < node.channels; ++o) {
         const int64_t group = o / outs;
         for (int64_t c = 0; c < ins; ++c) {
@@ -86,16 +94,23 @@ inline Tensor convolution(const mq::Program& program, const mq::Node& node, cons
       }
     });
   });
+  return sums;
+}
+
+inline Tensor convolution(const mq::Program& program, const mq::Node& node, const Tensor& in) {
+  Sums sums = sums_of(program, node, in);
+  const int32_t exponent = program.nodes[node.inputs[0]].format.exponent;
   const int64_t lowest = node.relu ? node.format.zero_point : 0, highest = node.format.highest();
-  for (size_t i = 0; i < sums.size(); ++i) {
+  for (size_t i = 0; i < sums.values.size(); ++i) {
+    const int64_t sum = sums.values[i];
     if (node.accumulates) {
-      out.values[i] = int32_t(node.relu ? std::max<int64_t>(sums[i], 0) : sums[i]);
+      sums.out.values[i] = int32_t(node.relu ? std::max<int64_t>(sum, 0) : sum);
       continue;
     }
-    const int32_t shift = node.weight_exponents[i % size_t(node.channels)] + read.exponent - node.format.exponent;
-    out.values[i] = int32_t(std::min(highest, std::max(lowest, round_half_even(sums[i], shift) + node.format.zero_point)));
+    const int32_t shift = node.weight_exponents[i % size_t(node.channels)] + exponent - node.format.exponent;
+    sums.out.values[i] = int32_t(std::min(highest, std::max(lowest, round_half_even(sum, shift) + node.format.zero_point)));
   }
-  return out;
+  return sums.out;
 }
 
 inline Tensor max_pool(const mq::Program& program, const mq::Node& node, const Tensor& in) {
@@ -135,18 +150,30 @@ inline Tensor concat(const mq::Node& node, const std::vector<Tensor>& tensors) {
   return out;
 }
 
-// The last tensor; the kinds of nodes that are not here have a test of their own.
+// What a node writes; the kinds that are not here have a test of their own.
+inline Tensor run_node(const mq::Program& program, const mq::Node& node, const std::vector<Tensor>& tensors) {
+  const Tensor& in = tensors[node.inputs[0]];
+  if (node.kind == mq::Kind::convolution) return convolution(program, node, in);
+  if (node.kind == mq::Kind::max_pool) return max_pool(program, node, in);
+  if (node.kind == mq::Kind::upsample) return upsample(program, node, in);
+  if (node.kind == mq::Kind::concat) return concat(node, tensors);
+  std::abort();
+}
+
+// (C, *S) as the engine takes it.
+inline Tensor spread(const mq::Program& program, const mq::Axes& image, const uint8_t* bytes) {
+  int64_t size[3];
+  three_axes(program, image, 1, size);
+  Tensor found(size[0], size[1], size[2], program.nodes[0].channels);
+  for (int64_t c = 0; c < found.channels; ++c)
+    for (int64_t v = 0; v < found.voxels(); ++v) found.values[size_t(v * found.channels + c)] = *bytes++;
+  return found;
+}
+
 inline Tensor run(const mq::Program& program, Tensor image) {
   std::vector<Tensor> tensors{std::move(image)};
-  for (size_t number = 1; number < program.nodes.size(); ++number) {
-    const mq::Node& node = program.nodes[number];
-    const Tensor& in = tensors[node.inputs[0]];
-    if (node.kind == mq::Kind::convolution) tensors.push_back(convolution(program, node, in));
-    else if (node.kind == mq::Kind::max_pool) tensors.push_back(max_pool(program, node, in));
-    else if (node.kind == mq::Kind::upsample) tensors.push_back(upsample(program, node, in));
-    else if (node.kind == mq::Kind::concat) tensors.push_back(concat(node, tensors));
-    else std::abort();
-  }
+  for (size_t number = 1; number < program.nodes.size(); ++number)
+    tensors.push_back(run_node(program, program.nodes[number], tensors));
   return tensors.back();
 }
 

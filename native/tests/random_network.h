@@ -1,5 +1,5 @@
 // Programs drawn at random, with what kernels may get wrong drawn often: odd sizes and channel counts, extreme weights, shifts
-// beyond float32, concatenations.
+// beyond float32, concatenations. Layers are scaled by what they write for one image: where everything saturates, no fault is seen.
 #pragma once
 
 #include <cstdlib>
@@ -12,6 +12,8 @@ class RandomNetwork {
  public:
   mq::Program program;
   mq::Axes image{};
+  std::vector<uint8_t> first_image;
+  std::vector<naive::Tensor> tensors;  // of the first image, by node
 
   // `cost`: multiplications a layer may have, about.
   RandomNetwork(uint64_t seed, int64_t cost) : generator_(seed), cost_(cost) {
@@ -19,7 +21,9 @@ class RandomNetwork {
     for (int a = 0; a < program.axes; ++a) image[size_t(a)] = int32_t(between(1, program.axes == 3 ? 12 : 40));
     mq::Node& node = add(mq::Kind::image, {});
     node.channels = some_channels(), node.format = some_format();
+    first_image = some_image();
     sizes_.push_back(image);
+    tensors.push_back(naive::spread(program, image, first_image.data()));
     const int64_t layers = chance(3) ? 1 : between(2, 6);
     for (int64_t layer = 0; layer < layers; ++layer) grow(layer + 1 == layers);
   }
@@ -47,6 +51,10 @@ class RandomNetwork {
     node.kind = kind, node.name = "n" + std::to_string(program.nodes.size()), node.inputs = std::move(inputs);
     program.nodes.push_back(std::move(node));
     return program.nodes.back();
+  }
+  void written(const mq::Axes& size) {
+    sizes_.push_back(size);
+    tensors.push_back(naive::run_node(program, program.nodes.back(), tensors));
   }
   uint32_t last() const { return uint32_t(program.nodes.size() - 1); }
 
@@ -84,7 +92,7 @@ class RandomNetwork {
       node.kernel[a] = node.stride[a] = length;
       size[a] /= length;
     }
-    sizes_.push_back(size);
+    written(size);
   }
   void nearest() {
     mq::Node& node = add(mq::Kind::upsample, {last()});
@@ -92,7 +100,7 @@ class RandomNetwork {
     node.factor = 2;
     mq::Axes size = sizes_.back();
     for (size_t a = 0; a < size_t(program.axes); ++a) size[a] *= 2;
-    sizes_.push_back(size);
+    written(size);
   }
 
   // Two or three tensors joined: branches that keep the size, and perhaps what they start from; then a convolution of them.
@@ -111,7 +119,7 @@ class RandomNetwork {
     mq::Node& node = add(mq::Kind::concat, joined);
     node.format = format;
     for (const uint32_t each : joined) node.channels += program.nodes[each].channels;
-    sizes_.push_back(mq::Axes(sizes_[from]));
+    written(mq::Axes(sizes_[from]));
     if (!at_end || chance(3)) return;
     convolve(last(), true, false, nullptr);
   }
@@ -130,14 +138,14 @@ class RandomNetwork {
     mq::Axes size;
     do {
       choose_geometry(node, keeps_size);
-      size = written(node, sizes_[from]);
-    } while (!fits(node, size, sizes_[from]));
+      size = size_of(node, sizes_[from]);
+    } while (!fits(size));
     int64_t voxels = 1, taps = 1;
     for (size_t a = 0; a < size_t(program.axes); ++a) voxels *= std::max(size[a], sizes_[from][a]), taps *= node.kernel[a];
     if (node.groups == 1)
       while (node.channels > 1 && voxels * taps * node.channels * in_channels > cost_) node.channels = (node.channels + 1) / 2;
     choose_weights(node, read, taps);
-    sizes_.push_back(size);
+    written(size);
   }
 
   void choose_groups(mq::Node& node) {
@@ -163,7 +171,7 @@ class RandomNetwork {
       }
     }
   }
-  mq::Axes written(const mq::Node& node, const mq::Axes& in) const {
+  mq::Axes size_of(const mq::Node& node, const mq::Axes& in) const {
     mq::Axes size{};
     for (size_t a = 0; a < size_t(program.axes); ++a) {
       const int32_t span = node.dilation[a] * (node.kernel[a] - 1) + 1;
@@ -172,7 +180,7 @@ class RandomNetwork {
     }
     return size;
   }
-  bool fits(const mq::Node&, const mq::Axes& size, const mq::Axes&) const {
+  bool fits(const mq::Axes& size) const {
     return std::all_of(size.begin(), size.begin() + program.axes, [](int32_t s) { return s >= 1 && s <= 48; });
   }
 
@@ -180,26 +188,46 @@ class RandomNetwork {
     node.weight_bits = int32_t(chance(3) ? 4 : between(1, 8));
     const int64_t half = int64_t(1) << (node.weight_bits - 1), lowest = -half, highest = node.weight_bits == 1 ? 1 : half - 1;
     const int64_t style = between(0, 9);
-    node.weight.resize(size_t(node.channels * (node.in_channels / node.groups) * taps));
+    const int64_t terms = taps * (node.in_channels / node.groups);
+    node.weight.resize(size_t(node.channels * terms));
     for (int8_t& w : node.weight) {
       w = int8_t(style == 0 ? highest : style == 1 ? lowest : style == 2 ? 0 : style == 3 ? (chance(2) ? lowest : highest) : between(lowest, highest));
       if (node.weight_bits == 1 && w == 0) w = 1;
     }
-    // No sum of this layer is larger in magnitude, whatever the weights.
-    const int64_t terms = taps * (node.transposed ? node.in_channels / node.groups : node.in_channels / node.groups);
-    const int64_t bound = terms * half * (read.highest() + read.zero_point) + 1, room = INT32_MAX - 1 - bound;
-    const int64_t bias_style = between(0, 5);
+    node.bias.assign(size_t(node.channels), 0);
+    node.weight_exponents.assign(size_t(node.channels), int32_t(between(-3, 3)));
+    // No sum of this layer is larger, whatever the weights.
+    const int64_t room = INT32_MAX - 1 - terms * half * (read.highest() + read.zero_point);
+    const naive::Sums sums = naive::sums_of(program, node, tensors[node.inputs[0]]);
+    const int64_t scaling = between(0, 9);
     for (int32_t c = 0; c < node.channels; ++c) {
-      const int64_t most = std::min(room, bias_style == 0 ? room : bias_style == 1 ? int64_t(1) << 25 : bound);
-      node.bias.push_back(int32_t(chance(4) ? (chance(2) ? most : -most) : between(-most, most)));
+      int64_t least = INT64_MAX, most = INT64_MIN;
+      for (size_t i = size_t(c); i < sums.values.size(); i += size_t(node.channels))
+        least = std::min(least, sums.values[i]), most = std::max(most, sums.values[i]);
+      int32_t shift = 0;
+      const int64_t bias = scaling == 0 ? extreme(room, shift) : least == most ? near_tie(node, -least, shift) : centred(node, least, most, shift);
+      node.bias[size_t(c)] = int32_t(std::max(-room, std::min(room, bias)));
+      if (!node.accumulates) node.weight_exponents[size_t(c)] = shift - read.exponent + node.format.exponent;
     }
-    int32_t usual = 0;
-    while ((bound >> usual) > 4 * node.format.highest() && usual < 30) ++usual;
-    const int64_t shift_style = between(0, 7);
-    for (int32_t c = 0; c < node.channels; ++c) {
-      const int64_t near = usual / 2 + between(0, usual / 2 + 1);
-      const int64_t shift = shift_style == 0 ? between(-40, 60) : shift_style == 1 ? between(-6, 0) : shift_style == 2 ? between(24, 40) : near;
-      node.weight_exponents.push_back(int32_t(node.accumulates ? between(-3, 3) : shift - read.exponent + node.format.exponent));
-    }
+  }
+  int64_t extreme(int64_t room, int32_t& shift) {
+    shift = int32_t(chance(2) ? between(-40, 60) : between(22, 30));
+    return chance(2) ? room : -room;
+  }
+  // Just beside the middle between two integers: where the sum has more bits than float32, it would be taken for the middle.
+  int64_t near_tie(const mq::Node& node, int64_t before, int32_t& shift) {
+    shift = int32_t(between(1, 28));
+    const int64_t whole = between(0, node.accumulates ? 1 : node.format.highest());
+    return before + (2 * whole + 1 - 2 * node.format.zero_point) * (int64_t(1) << (shift - 1)) + between(-1, 1);
+  }
+  // Sums that fill the range of the output, more or less.
+  int64_t centred(const mq::Node& node, int64_t least, int64_t most, int32_t& shift) {
+    const int64_t range = std::max(1, node.format.highest());
+    while (((most - least) >> shift) > range) ++shift;
+    while (shift <= 0 && shift > -8 && most - least < (range >> -shift)) --shift;
+    shift += int32_t(between(-1, 1));
+    const int64_t middle = (least + most) / 2, offset = node.format.highest() / 2 - node.format.zero_point;
+    const int64_t shifted = shift > 0 ? offset * (int64_t(1) << shift) : offset / (int64_t(1) << -shift);
+    return shifted - middle + between(-(most - least) / 4, (most - least) / 4);
   }
 };

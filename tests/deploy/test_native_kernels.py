@@ -46,4 +46,4 @@ def test_every_kernel_set_computes_the_definition(repository: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_kernel_sets_are_clean_under_sanitizers(repository: Path, tmp_path: Path) -> None:
     options = ["-DMEDQUANT_SANITIZE=address,undefined", "-DCMAKE_CXX_FLAGS=-O1 -fno-sanitize-recover=all"]
-    _compare(repository, tmp_path, 5 * NETWORKS, *options)
+    _compare(repository, tmp_path, 2 * NETWORKS, *options)

@@ -7,7 +7,7 @@ check_cxx_source_compiles("#if !defined(__x86_64__)\n#error\n#endif\nint main() 
 check_cxx_source_compiles("#if !defined(__aarch64__)\n#error\n#endif\nint main() { return 0; }" MEDQUANT_AARCH64)
 
 # Those that ask least of the processor come first: see the order of the library's sources.
-set(medquant_sets portable avx2 avxvnni avx512vnni neon neon_dotprod neon_i8mm)
+set(medquant_sets portable avx2 avxvnni avx512vnni neon_dotprod neon_i8mm)
 set(medquant_target_portable ANY)
 set(medquant_target_avx2 X86_64)
 set(medquant_flags_avx2 -mavx2)
@@ -16,7 +16,6 @@ set(medquant_flags_avxvnni -mavx2 -mavxvnni)
 set(medquant_target_avx512vnni X86_64)
 # GCC 12 takes the undefined registers of its own intrinsics for a mistake of ours.
 set(medquant_flags_avx512vnni -Wno-maybe-uninitialized -Wno-uninitialized -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mprefer-vector-width=512)
-set(medquant_target_neon AARCH64)
 set(medquant_target_neon_dotprod AARCH64)
 set(medquant_flags_neon_dotprod -march=armv8.2-a+dotprod)
 set(medquant_target_neon_i8mm AARCH64)

@@ -27,41 +27,103 @@ struct LineRuns {
   const uint8_t* from_start(int32_t n) const { return job.runs[n].data + depth * job.runs[n].depth_step + row * job.runs[n].row_step; }
 };
 
-// kVoxels voxels of one line. Three of them share a pointer: more would not fit the registers for addresses.
+// Inputs of kVoxels neighbours. Three of them share a pointer: more would not fit the registers for addresses.
+template <int kVoxels>
+struct Voxels {
+  static constexpr int kPointers = (kVoxels + 2) / 3;
+  const uint8_t* at[kPointers];
+  ptrdiff_t next;
+
+  Voxels(const LineRuns& runs, int32_t run, int64_t column) : next(runs.job.runs[run].column_step) {
+#pragma GCC unroll 8
+    for (int p = 0; p < kPointers; ++p) at[p] = runs.at(run, column + 3 * p);
+  }
+  Simd::Int operator[](int voxel) const { return Simd::broadcast4(at[voxel / 3] + (voxel % 3) * next); }
+  void advance() {
+#pragma GCC unroll 8
+    for (int p = 0; p < kPointers; ++p) {
+      at[p] += 4;
+      // Kept as pointers of their own.
+      asm("" : "+r"(at[p]));
+    }
+  }
+};
+
+// Weights of one step.
+template <int kRegisters>
+struct StepWeights {
+  Simd::Int of[kRegisters];
+  explicit StepWeights(const int8_t* weights) {
+#pragma GCC unroll 2
+    for (int r = 0; r < kRegisters; ++r) of[r] = Simd::load(weights + r * kDirectBytes);
+  }
+};
+
+// Adds one run to the sums.
 template <int kRegisters, int kVoxels>
-__attribute__((always_inline)) inline void sum_voxels(const Direct& job, const LineRuns& runs, int64_t column, const int8_t* weights,
-                                                      const int32_t* start, Simd::Int (&sums)[kVoxels][kRegisters]) {
-  using Int = Simd::Int;
-  constexpr int kPointers = (kVoxels + 2) / 3;
+inline void sum_run(Voxels<kVoxels> voxels, int32_t steps, const int8_t* weights, Simd::Int (&sums)[kVoxels][kRegisters]) {
+  for (int32_t step = 0; step < steps; ++step, voxels.advance(), weights += kRegisters * kDirectBytes) {
+    const StepWeights<kRegisters> w(weights);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVoxels; ++v) {
+      const Simd::Int x = voxels[v];
+#pragma GCC unroll 2
+      for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::dot(sums[v][r], x, w.of[r]);
+    }
+  }
+}
+
+// The same for sets without a byte product of 32 bits: `narrow` steps at a time are summed in 16.
+template <int kRegisters, int kVoxels>
+inline void sum_run_narrow(Voxels<kVoxels> voxels, int32_t steps, int32_t narrow, const int8_t* weights,
+                           Simd::Int (&sums)[kVoxels][kRegisters]) {
+  while (steps > 0) {
+    Simd::Int halves[kVoxels][kRegisters];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVoxels; ++v) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kRegisters; ++r) halves[v][r] = Simd::splat(0);
+    }
+    const int32_t now = steps < narrow ? steps : narrow;
+    for (int32_t step = 0; step < now; ++step, voxels.advance(), weights += kRegisters * kDirectBytes) {
+      const StepWeights<kRegisters> w(weights);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVoxels; ++v) {
+        const Simd::Int x = voxels[v];
+#pragma GCC unroll 2
+        for (int r = 0; r < kRegisters; ++r) halves[v][r] = Simd::dot_narrow(halves[v][r], x, w.of[r]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < kVoxels; ++v) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::add_halves(sums[v][r], halves[v][r]);
+    }
+    steps -= now;
+  }
+}
+
+// kVoxels voxels of one line. A function of its own: together with the writing there would not be registers enough for all sums.
+template <int kRegisters, int kVoxels, bool kNarrow>
+__attribute__((noinline)) void sum_voxels(const Direct& job, const LineRuns& runs, int64_t column, const int8_t* weights,
+                                          const int32_t* start, Simd::Int (&to)[kVoxels][kRegisters]) {
+  Simd::Int sums[kVoxels][kRegisters];
 #pragma GCC unroll 16
   for (int v = 0; v < kVoxels; ++v) {
 #pragma GCC unroll 2
     for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::load(start + r * Simd::kLanes);
   }
   for (int32_t number = 0; number < job.run_count; ++number) {
-    const Run& run = job.runs[number];
-    const ptrdiff_t next = run.column_step;
-    const uint8_t* at[kPointers];
-#pragma GCC unroll 8
-    for (int p = 0; p < kPointers; ++p) at[p] = runs.at(number, column + 3 * p);
-    for (int32_t step = 0; step < run.steps; ++step) {
-      Int w[kRegisters];
-#pragma GCC unroll 2
-      for (int r = 0; r < kRegisters; ++r) w[r] = Simd::load(weights + r * kDirectBytes);
-      weights += kRegisters * kDirectBytes;
+    const Voxels<kVoxels> voxels(runs, number, column);
+    const int32_t steps = job.runs[number].steps;
+    if constexpr (kNarrow) sum_run_narrow<kRegisters, kVoxels>(voxels, steps, job.narrow_steps, weights, sums);
+    else sum_run<kRegisters, kVoxels>(voxels, steps, weights, sums);
+    weights += steps * kRegisters * kDirectBytes;
+  }
 #pragma GCC unroll 16
-      for (int v = 0; v < kVoxels; ++v) {
-        const Int x = Simd::broadcast4(at[v / 3] + (v % 3) * next);
+  for (int v = 0; v < kVoxels; ++v) {
 #pragma GCC unroll 2
-        for (int r = 0; r < kRegisters; ++r) sums[v][r] = Simd::dot(sums[v][r], x, w[r]);
-      }
-#pragma GCC unroll 8
-      for (int p = 0; p < kPointers; ++p) {
-        at[p] += 4;
-        // Kept as pointers of their own.
-        asm("" : "+r"(at[p]));
-      }
-    }
+    for (int r = 0; r < kRegisters; ++r) to[v][r] = sums[v][r];
   }
 }
 

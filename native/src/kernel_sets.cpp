@@ -5,11 +5,15 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace mq {
 
-extern const KernelSet kAvx512Vnni, kAvxVnni, kAvx2, kNeonI8mm, kPortable;
+extern const KernelSet kAvx512Vnni, kAvxVnni, kAvx2, kNeonI8mm, kNeonDotprod, kPortable;
 
 namespace {
 
@@ -28,14 +32,31 @@ uint64_t saved_state() {
   return uint64_t(high) << 32 | low;
 }
 
-bool saves(uint64_t mask) { return (saved_state() & mask) == mask; }
-bool has_avx2() { return saves(0x6) && (Cpuid(7, 0).b & (1u << 5)); }
-bool has_avx_vnni() { return has_avx2() && (Cpuid(7, 1).a & (1u << 4)); }
-bool has_avx512_vnni() {
+[[maybe_unused]] bool saves(uint64_t mask) { return (saved_state() & mask) == mask; }
+[[maybe_unused]] bool has_avx2() { return saves(0x6) && (Cpuid(7, 0).b & (1u << 5)); }
+[[maybe_unused]] bool has_avx_vnni() { return has_avx2() && (Cpuid(7, 1).a & (1u << 4)); }
+[[maybe_unused]] bool has_avx512_vnni() {
   const Cpuid seven(7, 0);
   const unsigned needed = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
   return has_avx2() && saves(0xe6) && (seven.b & needed) == needed && (seven.c & (1u << 11));
 }
+#elif defined(__aarch64__)
+#if defined(__linux__)
+// By number, so that older headers of the C library do.
+[[maybe_unused]] bool has_dotprod() { return getauxval(16) & (1ul << 20); }  // AT_HWCAP, HWCAP_ASIMDDP
+[[maybe_unused]] bool has_i8mm() { return has_dotprod() && (getauxval(26) & (1ul << 13)); }  // AT_HWCAP2, HWCAP2_I8MM
+#elif defined(__APPLE__)
+bool has_feature(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+[[maybe_unused]] bool has_dotprod() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+[[maybe_unused]] bool has_i8mm() { return has_dotprod() && has_feature("hw.optional.arm.FEAT_I8MM"); }
+#else
+[[maybe_unused]] bool has_dotprod() { return false; }
+[[maybe_unused]] bool has_i8mm() { return false; }
+#endif
 #endif
 
 std::vector<const KernelSet*> find_sets() {
@@ -48,6 +69,12 @@ std::vector<const KernelSet*> find_sets() {
 #endif
 #ifdef MQ_HAVE_AVX2
   if (has_avx2()) found.push_back(&kAvx2);
+#endif
+#ifdef MQ_HAVE_NEON_I8MM
+  if (has_i8mm()) found.push_back(&kNeonI8mm);
+#endif
+#ifdef MQ_HAVE_NEON_DOTPROD
+  if (has_dotprod()) found.push_back(&kNeonDotprod);
 #endif
 #ifdef MQ_HAVE_PORTABLE
   found.push_back(&kPortable);

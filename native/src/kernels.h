@@ -80,6 +80,7 @@ struct Direct {
   uint8_t* bytes = nullptr;
   int32_t* accumulators = nullptr;
   bool relu = false;              // of accumulators
+  int32_t narrow_steps = 0;       // the steps whose products 16 bits can sum, two sums a lane, whatever the input
   ptrdiff_t depth_stride = 0, row_stride = 0, column_stride = 0, channel_stride = 0;  // in elements
   bool may_write_padding = false; // bytes up to the next multiple of 16 channels may be written
 };

@@ -40,6 +40,12 @@ bool fits_four_bits(const Node& node) {
   return std::all_of(node.weight.begin(), node.weight.end(), [](int8_t w) { return w >= -8 && w <= 7; });
 }
 
+int32_t narrow_steps(const Program& program, const Node& node) {
+  int32_t largest = 1;
+  for (int8_t w : node.weight) largest = std::max(largest, std::abs(int32_t(w)));
+  return INT16_MAX / (2 * largest * program.nodes[node.inputs[0]].format.highest());
+}
+
 // Whether a layer's requantization is exact in float32: sums below 2^24, products with 2^-shift below 2^22, see Simd::rounded.
 bool exact_in_float(const Program& program, const Node& node, const Weights& weights) {
   const Format& read = program.nodes[node.inputs[0]].format;
@@ -303,6 +309,7 @@ Layer prepare_layer(const Program& program, const Node& node, const Leaves& read
   const Weights weights{node, taps.count(), node.in_channels / node.groups, node.channels / node.groups};
   Layer layer;
   layer.in_float = node.accumulates || exact_in_float(program, node, weights);
+  layer.narrow_steps = narrow_steps(program, node);
   layer.multiplications = taps.count() * weights.ins * node.channels;
   // Few input channels leave most of Winograd's 16 empty.
   if (kernels.winograd && node.in_channels >= 12 && winograd_shape(node, taps, program.nodes[node.inputs[0]].format)) {

@@ -57,6 +57,7 @@ struct Part {
 struct Layer {
   bool winograd = false;
   bool in_float = true;
+  int32_t narrow_steps = 0;  // see Direct
   // Winograd: pieces are the leaves, once for each tap along the depth axis.
   int32_t channels = 0, depth_taps = 1, depth_dilation = 1;
   Part whole;               // Winograd: stored weights, start, scale, shift

@@ -220,7 +220,7 @@ void Plan::add_direct(size_t number) {
     job.depths = int32_t(places.count[0]), job.rows = int32_t(places.count[1]), job.columns = int32_t(places.count[2]);
     job.weights = reinterpret_cast<const int8_t*>(to), job.start = part.start.data();
     job.output = output_of(node, part, layer.in_float);
-    job.relu = node.relu;
+    job.relu = node.relu, job.narrow_steps = layer.narrow_steps;
     int64_t place[3];
     for (int a = 0; a < 3; ++a) place[a] = part.out_stride[a] * places.lowest[a] + part.phase[a] - part.padding[a];
     if (node.accumulates) {

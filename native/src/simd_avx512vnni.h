@@ -13,6 +13,7 @@ struct Simd {
   static constexpr int kTiles = 6;     // of a Winograd product with two registers of outputs: 6 * 2 * 2 sums in registers
   static constexpr int kTilesNarrow = 12;  // with one register
   static constexpr int kVoxels = 12;   // of a direct convolution
+  static constexpr int kVoxelsNarrow = 0;  // of one whose sums begin in 16 bits, where that is faster
   using Int = __m512i;
   using Float = __m512;
 
@@ -27,6 +28,9 @@ struct Simd {
   }
   // sum + four products of unsigned by signed bytes in each lane.
   static Int dot(Int sum, Int unsigned_bytes, Int signed_bytes) { return _mm512_dpbusd_epi32(sum, unsigned_bytes, signed_bytes); }
+  // Sums in 16 bits, and what they come to: never called.
+  static Int dot_narrow(Int, Int, Int);
+  static Int add_halves(Int, Int);
   static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
   static Int splat(int32_t x) { return _mm512_set1_epi32(x); }

@@ -16,7 +16,7 @@ import pytest
 from medquant.deploy.native import NativeLibrary, forced_kernels, library, load_library, why_missing
 from medquant.errors import EngineMismatchError, InputError, MedquantError, UsageError
 
-KNOWN_SETS = {"portable", "avx2", "avxvnni", "avx512vnni", "neon", "neon_dotprod", "neon_i8mm"}
+KNOWN_SETS = {"portable", "avx2", "avxvnni", "avx512vnni", "neon_dotprod", "neon_i8mm"}
 
 # A library of the same interface, whose answers are known: it has no error of its own, and says what it was asked to.
 STAND_IN = """

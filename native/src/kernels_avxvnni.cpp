@@ -1,0 +1,14 @@
+// The kernel set for processors with AVX-VNNI.
+#include "simd_avxvnni.h"
+
+#include "direct_run.h"
+#include "moves_impl.h"
+#include "winograd_run.h"
+
+namespace mq {
+
+extern const KernelSet kAvxVnni;
+const KernelSet kAvxVnni = {"avxvnni", Simd::kLanes, true, tile_unit, tiles_at_once, winograd_scratch,
+                            winograd_run, expand_winograd, expand_direct, direct_run, &kMoves};
+
+}  // namespace mq

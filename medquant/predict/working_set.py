@@ -13,7 +13,7 @@ from medquant.quant.shapes import infer_shapes
 _VALUE_BYTES = {"reference": 8, "torch": 4, "openvino": 4, "onnxruntime": 4, "native": 1}
 """An engine may hold a tensor in a wider type than it needs; the widest it uses is counted, so that more is never taken than said."""
 
-_ACCUMULATOR_BYTES = 4
+_OUTPUT_BYTES = 4
 _CHANNELS_TOGETHER = {"native": 16}
 """An engine's tensors have a multiple of so many channels."""
 
@@ -48,7 +48,7 @@ def program_bytes(program: IntegerProgram) -> int:
 def working_bytes(program: IntegerProgram, shape: Sequence[int], engine: str) -> int:
     """The most that is alive at once when a program runs an image (N, C, *S): tensors, a step's workspace, the mask."""
     shapes = infer_shapes(program, shape)
-    size = {node.name: _tensor_bytes(shapes[node.name], engine, accumulates=node.output is None) for node in program}
+    size = {node.name: _tensor_bytes(shapes[node.name], engine, node is program.nodes[-1]) for node in program}
     last = last_readers(program)
     alive: dict[str, int] = {}
     most = 0.0
@@ -64,7 +64,7 @@ def working_bytes(program: IntegerProgram, shape: Sequence[int], engine: str) ->
     return int(most)
 
 
-def _tensor_bytes(shape: Sequence[int], engine: str, accumulates: bool) -> int:
+def _tensor_bytes(shape: Sequence[int], engine: str, is_output: bool) -> int:
     value_bytes, together = _VALUE_BYTES.get(engine, 8), _CHANNELS_TOGETHER.get(engine, 1)
     channels = -(-shape[1] // together) * together
-    return shape[0] * channels * math.prod(shape[2:]) * (max(value_bytes, _ACCUMULATOR_BYTES) if accumulates else value_bytes)
+    return shape[0] * channels * math.prod(shape[2:]) * (max(value_bytes, _OUTPUT_BYTES) if is_output else value_bytes)

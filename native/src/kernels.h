@@ -45,6 +45,7 @@ struct Winograd {
   const Piece* pieces = nullptr;
   int32_t piece_count = 0;
   int32_t channels = 0;           // of all pieces
+  int32_t depth_taps = 1, depth_dilation = 1;  // pieces are those of one tap, then those of the next
   int32_t outputs = 0;            // padded to 16
   int32_t depths = 1, rows = 0, columns = 0;  // of the output
   const int8_t* weights = nullptr;            // expanded

@@ -1,7 +1,7 @@
 // The kernel set for processors with AVX-512 VNNI.
 #include "simd_avx512vnni.h"
 
-#include "direct.h"
+#include "direct_run.h"
 #include "moves_impl.h"
 #include "winograd_run.h"
 

@@ -133,10 +133,12 @@ void Plan::set_sizes() {
     double bytes = double(view.column_stride);
     for (int a = 0; a < 3; ++a) bytes *= double(size.of[a]) + ring.before[a] + ring.after[a];
     if (bytes > kMostBytes) throw std::bad_alloc();
-    view.row_stride = view.column_stride * (view.columns + ring.before[2] + ring.after[2]);
+    // The first voxel of every line begins a cache line.
+    const size_t before = aligned(size_t(ring.before[2]) * size_t(view.column_stride));
+    view.row_stride = ptrdiff_t(aligned(before + size_t(view.column_stride) * size_t(view.columns + ring.after[2])));
     view.depth_stride = view.row_stride * (view.rows + ring.before[1] + ring.after[1]);
     tensor.bytes = size_t(view.depth_stride) * size_t(view.depths + ring.before[0] + ring.after[0]) + kSlack;
-    tensor.origin = size_t(ring.before[0] * view.depth_stride + ring.before[1] * view.row_stride + ring.before[2] * view.column_stride);
+    tensor.origin = size_t(ring.before[0] * view.depth_stride + ring.before[1] * view.row_stride) + before;
     const Layer* layer = prepared_.layers[number].get();
     if (layer == nullptr) continue;
     Tensor& expanded = expanded_[number];

@@ -55,6 +55,7 @@ Plan::Plan(const Prepared& prepared, const Axes& image, int threads)
     if (layer == nullptr || !layer->winograd) continue;
     Winograd job;
     job.channels = layer->channels, job.outputs = padded16(prepared_.program.nodes[number].channels);
+    job.depth_taps = layer->depth_taps, job.depth_dilation = layer->depth_dilation;
     job.columns = int32_t(extent(number).of[2]), job.output.in_float = layer->in_float;
     scratch_bytes_ = std::max(scratch_bytes_, prepared_.kernels->winograd_scratch(job));
   }
@@ -152,6 +153,7 @@ void Plan::add_winograd(size_t number) {
   Winograd job;
   job.pieces = pieces->data(), job.piece_count = int32_t(pieces->size());
   job.channels = layer.channels, job.outputs = padded16(node.channels);
+  job.depth_taps = layer.depth_taps, job.depth_dilation = layer.depth_dilation;
   job.depths = int32_t(out.of[0]), job.rows = int32_t(out.of[1]), job.columns = int32_t(out.of[2]);
   job.weights = reinterpret_cast<const int8_t*>(expanded), job.start = layer.whole.start.data();
   job.output = output_of(node, layer.whole, layer.in_float);

@@ -9,8 +9,15 @@
 namespace mq {
 namespace {
 
-// Rows of tiles at a time where the narrow kernel does everything: it takes eight neighbours at once.
-bool all_narrow(const Winograd& job) { return Simd::kLanes == 16 && job.outputs <= Simd::kLanes && job.output.in_float; }
+// Whether the narrow kernel does everything: whole rows of tiles at a time.
+bool all_narrow(const Winograd& job) {
+#ifdef __AVX512VNNI__
+  return job.outputs <= Simd::kLanes && job.output.in_float && job.depth_dilation == 1 && job.depth_taps <= kMostDepthTaps;
+#else
+  (void)job;
+  return false;
+#endif
+}
 
 // Tiles are shared out in whole units.
 int64_t tile_unit(const Winograd& job) { return all_narrow(job) ? job.tile_columns() : Simd::kTiles; }
@@ -28,7 +35,10 @@ int64_t tiles_at_once(const Winograd& job) {
 int64_t rounded_tiles(int64_t tiles) { return (tiles + Simd::kTilesNarrow - 1) / Simd::kTilesNarrow * Simd::kTilesNarrow; }
 
 size_t winograd_scratch(const Winograd& job) {
-  const int64_t rounded = rounded_tiles(all_narrow(job) ? 1 : tiles_at_once(job));
+#ifdef __AVX512VNNI__
+  if (all_narrow(job)) return narrow_scratch(job);
+#endif
+  const int64_t rounded = rounded_tiles(tiles_at_once(job));
   return size_t(4 * v_row_bytes(rounded, job.channels) + rounded * z_tile_values(2) * 4 + 128);
 }
 
@@ -52,7 +62,7 @@ void run_block(const Winograd& job, int64_t first_tile, int64_t count, uint8_t* 
 
 void winograd_run(const Winograd& job, int64_t first_tile, int64_t last_tile, uint8_t* scratch) {
 #ifdef __AVX512VNNI__
-  if (all_narrow(job)) return run_narrow_tiles(job, 0, first_tile, last_tile, scratch);
+  if (all_narrow(job)) return run_narrow_tiles(job, first_tile, last_tile, scratch);
 #endif
   const int64_t most = tiles_at_once(job), v_row = v_row_bytes(rounded_tiles(most), job.channels);
   int32_t* z = reinterpret_cast<int32_t*>(scratch + (4 * v_row + 63) / 64 * 64);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from medquant.cli.output import JsonOption, QuietOption, VerboseOption, Voice, guarded
-from medquant.errors import EngineMismatchError
+from medquant.errors import EngineMismatchError, UsageError
 
 _PACKAGES = (
     *("torch", "openvino", "onnxruntime", "onnx", "numpy", "scipy", "scikit-image", "monai", "nibabel", "pydicom", "highdicom"),
@@ -35,10 +35,11 @@ def doctor(as_json: JsonOption = False, quiet: QuietOption = False, verbose: Ver
         "system": platform.platform(),
         "byte_products": "saturate in 16 bits: 8-bit weights with 8-bit activations run slower" if byte_products_saturate() else "exact",
         **_torch_machine(),
+        **_native_machine(),
     }
     engines = check_engines()
     lines = [f"{name:<14} {version}" for name, version in versions.items()]
-    lines += ["", *(f"{name:<14} {value if value != [] else 'none'}" for name, value in machine.items()), ""]
+    lines += ["", *(f"{name:<14} {_shown(value)}" for name, value in machine.items()), ""]
     lines += [f"engine {result.name:<11} {result.verdict}" for result in engines]
     voice.result(lines, {"versions": versions, "machine": machine, "engines": [vars(result) for result in engines]})
     wrong = [result.name for result in engines if result.works and result.differing]
@@ -48,6 +49,10 @@ def doctor(as_json: JsonOption = False, quiet: QuietOption = False, verbose: Ver
         raise typer.Exit(1)
 
 
+def _shown(value: object) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+
+
 def _version(package: str) -> str:
     from importlib import metadata
 
@@ -55,6 +60,25 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _native_machine() -> dict[str, object]:
+    """The kernel sets of the native library and the one in use, or why there is none; and what ``auto`` tries, in its order."""
+    from medquant.deploy.engines import auto_order
+    from medquant.deploy.native import chosen_kernels, load_library
+
+    found: dict[str, object] = {"native_kernels": [], "native_uses": ""}
+    try:
+        library = load_library()
+        found["native_kernels"] = list(library.kernels)
+        found["native_uses"] = chosen_kernels(library)
+    except UsageError as error:
+        found["native_uses"] = f"none: {error}"
+    try:
+        found["auto_order"] = [engine.info.name for engine in auto_order()]
+    except UsageError as error:
+        found["auto_order"] = f"stops: {error}"
+    return found
 
 
 def _torch_machine() -> dict[str, object]:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medquant.data.volume import LabelArray
-from medquant.deploy.decide import decide
 from medquant.deploy.engines import open_engine
 from medquant.errors import EngineMismatchError
 from medquant.predict.receptive import find_reach
@@ -40,7 +39,7 @@ class SplitProgram:
         """Quantized images (N, C, *S) → class numbers (N, *S)."""
         # Integers of one format, which is the image's of the head.
         features = self.body.run_bytes(image)
-        return run_tiles(self._plan(features.shape), features, lambda strip: decide(self.head.run(strip), self.head.program))
+        return run_tiles(self._plan(features.shape), features, self.head.run_decided)
 
     def _plan(self, shape: tuple[int, ...]) -> TilePlan:
         row = shape[0] * self._outputs * math.prod(shape[3:])

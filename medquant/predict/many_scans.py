@@ -137,7 +137,9 @@ def predict(
     packed = load_model(request.model)
     scans = find_scans(request.scan, len(packed.metadata.channels))
     outputs = _outputs(request, scans, asked)
-    model = open_model(packed, request.engine)
+    model = open_model(packed, request.engine, notify)
+    # With it the weights go, where the engine has its own.
+    del packed
     if scans.ignored:
         notify(f"{request.scan}: {scans.ignored} files or folders that are no scan are left out")
     if not scans.is_folder:
@@ -145,7 +147,7 @@ def predict(
     else:
         with only_writer(request.out):
             results = _predict_folder(request, model, scans, outputs, notify, progress)
-    return PredictReport(request.model, packed.sha256, model.predictor.name, tuple(results))
+    return PredictReport(request.model, model.packed.sha256, model.predictor.name, tuple(results))
 
 
 def _outputs(request: PredictRequest, scans: Scans, asked: MaskFormat | None) -> list[tuple[Path, MaskFormat]]:

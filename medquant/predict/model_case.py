@@ -23,7 +23,7 @@ class OpenModel:
     """A model file with an engine.
 
     Args:
-        packed: the file.
+        packed: the file; its programs are those of the engines, which may have let the weights go.
         predictor: the network on its engine.
         preparation: how it takes a case.
         coarse: the network that finds the region, and how that takes a case; None where there is none.
@@ -56,19 +56,26 @@ class OpenModel:
         return placed
 
 
-def open_model(packed: PackedModel, engine: str) -> OpenModel:
+def open_model(packed: PackedModel, engine: str, notify: Callable[[str], None] | None = None) -> OpenModel:
     """Open the networks of a model file: the one meant on ``engine``, the one that finds its region on the fastest exact one.
+
+    Args:
+        packed: the file; a caller that keeps it keeps its weights, which the model may do without.
+        engine: name of an engine, or ``auto``.
+        notify: told why ``auto`` passes an engine over.
 
     Raises:
         UsageError: there is no engine of this name, or it does not work on this machine.
         EngineMismatchError: the engine cannot run the network exactly.
         CheckpointError: a stored rule is not readable.
     """
-    coarse = None
+    coarse = stored = None
     if packed.coarse is not None:
-        found = ProgramPredictor(packed.coarse.program, packed.coarse.metadata.size_multiple)
+        found = ProgramPredictor(packed.coarse.program, packed.coarse.metadata.size_multiple, notify=notify)
         coarse = found, Preparation.from_json(packed.coarse.metadata.preparation)
-    predictor = ProgramPredictor(packed.program, packed.metadata.size_multiple, engine)
+        stored = replace(packed.coarse, program=found.program)
+    predictor = ProgramPredictor(packed.program, packed.metadata.size_multiple, engine, notify)
+    packed = replace(packed, program=predictor.program, coarse=stored)
     return OpenModel(packed, predictor, Preparation.from_json(packed.metadata.preparation), coarse)
 
 

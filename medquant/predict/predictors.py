@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medquant.data.volume import FloatArray, LabelArray
-from medquant.deploy.decide import decide, quantize_image, real_outputs
+from medquant.deploy.decide import quantize_image, real_outputs
 from medquant.deploy.engines import open_engine
 from medquant.errors import InputError
 from medquant.predict.heads import split_program
@@ -88,12 +88,16 @@ class ProgramPredictor(MaskPredictor):
         program: the network.
         size_multiple: as for :class:`MaskPredictor`.
         engine: name of an engine, or ``auto``.
+        notify: told why ``auto`` passes an engine over.
     """
 
-    def __init__(self, program: IntegerProgram, size_multiple: int, engine: str = "auto") -> None:
+    def __init__(
+        self, program: IntegerProgram, size_multiple: int, engine: str = "auto", notify: Callable[[str], None] | None = None
+    ) -> None:
         super().__init__(size_multiple, program.dimensions)
-        self.program = program
-        self.engine = open_engine(engine, program)
+        self.engine = open_engine(engine, program, notify=notify)
+        # The engine's: one with weights of its own has let go of those of the file.
+        self.program = self.engine.program
         self.name = self.engine.info.name
         self._split = split_program(program, self.name)
         if self._split is not None:
@@ -150,7 +154,7 @@ class ProgramPredictor(MaskPredictor):
         return run_tiles(self.plan(images.shape[2:]), images, lambda tile: real_outputs(self._run(tile), self.program))
 
     def _classes(self, images: FloatArray) -> LabelArray:
-        return decide(self._run(images), self.program) if self._split is None else self._split.classes(self._quantize(images))
+        return (self.engine.run_decided if self._split is None else self._split.classes)(self._quantize(images))
 
     def _run(self, images: FloatArray) -> NDArray[np.int32]:
         return self.engine.run(self._quantize(images))

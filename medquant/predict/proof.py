@@ -83,7 +83,7 @@ def prove(request: ProofRequest, notify: Callable[[str], None]) -> Proof:
     notify(f"{path}: {packed.size_bytes} bytes, SHA-256 {packed.sha256[:16]}..., every tensor's own hash right")
     images = list(random_images(packed.program, packed.metadata.size_multiple))
     if request.scan is not None:
-        found = _scan_images(packed, request.scan, request.slices)
+        found = _scan_images(packed, request.scan, request.slices, notify)
         notify(f"{len(found)} image(s) of the scan and {len(images)} random ones")
         images += found
     expected = run_reference(packed.program, images)
@@ -114,14 +114,14 @@ def _compare_exports(model: Path, expected: Sequence[Expected]) -> list[Comparis
     return found
 
 
-def _scan_images(packed: PackedModel, path: Path, slices: int) -> list[FloatArray]:
+def _scan_images(packed: PackedModel, path: Path, slices: int, notify: Callable[[str], None]) -> list[FloatArray]:
     """Normalised images of a scan's region, padded by their edge to sizes the network takes."""
     scans = find_scans(path, len(packed.metadata.channels))
     if len(scans.scans) != 1:
         raise InputError(f"{path}: holds {len(scans.scans)} scans, expected one; name one of them")
     with scratch_folder() as folder:
         scratch = ArrayCache(folder, remedy="set TMPDIR to a folder with more room")
-        model = open_model(packed, "auto")
+        model = open_model(packed, "auto", notify)
         read = read_scan(scans.scans[0], len(packed.metadata.channels), scratch)
         # Scans of another kind still show whether engines agree; one that shrinks to nothing on the model's grid shows nothing.
         for misfit in find_misfits(packed.metadata, model.preparation, read.case, read.modality):

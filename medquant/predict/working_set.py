@@ -10,14 +10,18 @@ from medquant.errors import UsageError
 from medquant.quant.program import ConvolutionNode, IntegerProgram, last_readers
 from medquant.quant.shapes import infer_shapes
 
-_VALUE_BYTES = {"reference": 8, "torch": 4, "openvino": 4, "onnxruntime": 4}
+_VALUE_BYTES = {"reference": 8, "torch": 4, "openvino": 4, "onnxruntime": 4, "native": 1}
 """An engine may hold a tensor in a wider type than it needs; the widest it uses is counted, so that more is never taken than said."""
+
+_OUTPUT_BYTES = 4
+_CHANNELS_TOGETHER = {"native": 16}
+"""An engine's tensors have a multiple of so many channels."""
 
 _WORKSPACES = {"reference": 4.0}
 """Copies of a step's input and output that exist while it runs."""
 
 _MOST_WORKSPACES = 2.0
-_WEIGHT_BYTES = 8 + 4
+_WEIGHT_BYTES = 1 + 4
 """Of the integers as read from the file, and of an engine's own copy."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -44,7 +48,7 @@ def program_bytes(program: IntegerProgram) -> int:
 def working_bytes(program: IntegerProgram, shape: Sequence[int], engine: str) -> int:
     """The most that is alive at once when a program runs an image (N, C, *S): tensors, a step's workspace, the mask."""
     shapes = infer_shapes(program, shape)
-    size = {name: math.prod(each) for name, each in shapes.items()}
+    size = {node.name: _tensor_bytes(shapes[node.name], engine, node is program.nodes[-1]) for node in program}
     last = last_readers(program)
     alive: dict[str, int] = {}
     most = 0.0
@@ -57,4 +61,10 @@ def working_bytes(program: IntegerProgram, shape: Sequence[int], engine: str) ->
         for name in node.inputs:
             if last[name] == node.name:
                 alive.pop(name, None)
-    return int(most) * _VALUE_BYTES.get(engine, 8)
+    return int(most)
+
+
+def _tensor_bytes(shape: Sequence[int], engine: str, is_output: bool) -> int:
+    value_bytes, together = _VALUE_BYTES.get(engine, 8), _CHANNELS_TOGETHER.get(engine, 1)
+    channels = -(-shape[1] // together) * together
+    return shape[0] * channels * math.prod(shape[2:]) * (max(value_bytes, _OUTPUT_BYTES) if is_output else value_bytes)

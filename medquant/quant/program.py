@@ -56,11 +56,10 @@ class ConvolutionNode(Node):
     relu: bool
 
     @property
-    def weight_magnitude(self) -> WeightArray:
-        """``|weight|``, wide enough for the lowest byte."""
-        wide: WeightArray = self.weight.astype(np.int16 if self.weight.dtype.itemsize == 1 else np.int64)
-        magnitude: WeightArray = np.abs(wide)
-        return magnitude
+    def weight_magnitude(self) -> NDArray[np.integer]:
+        """``|weight|``; of bytes as unsigned bytes, which hold that of the lowest too. Sums want a type of their own."""
+        magnitude: NDArray[np.integer] = np.abs(self.weight)
+        return magnitude.view(np.uint8) if magnitude.dtype == np.int8 else magnitude
 
 
 @dataclass(frozen=True)
@@ -162,9 +161,10 @@ def accumulator_bound(node: ConvolutionNode, read: TensorFormat) -> int:
     magnitude = node.weight_magnitude
     if node.geometry.transposed:
         groups, per_group = node.geometry.groups, node.weight.shape[1]
-        grouped = magnitude.reshape(groups, node.weight.shape[0] // groups, per_group, -1).sum(axis=(1, 3)).reshape(-1)
+        sums = magnitude.reshape(groups, node.weight.shape[0] // groups, per_group, -1).sum(axis=(1, 3), dtype=np.int64)
+        grouped = sums.reshape(-1)
     else:
-        grouped = magnitude.reshape(magnitude.shape[0], -1).sum(axis=1)
+        grouped = magnitude.reshape(magnitude.shape[0], -1).sum(axis=1, dtype=np.int64)
     return int((grouped * read.largest_magnitude + np.abs(node.bias)).max())
 
 

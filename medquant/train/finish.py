@@ -91,7 +91,10 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
     predictor: MaskPredictor
     if session.is_integer:
         # Scored is the file that leaves the run, not the network in memory.
-        predictor = ProgramPredictor(load_packed(session.run_folder.model).program, session.size_multiple, config.eval.engine)
+        program = load_packed(session.run_folder.model).program
+        predictor = ProgramPredictor(program, session.size_multiple, config.eval.engine, session.reporter.message)
+        # With it the weights go, where the engine has its own.
+        del program
     else:
         predictor = session.float_predictor(_trained_float(session))
     session.reporter.message(f"scoring {len(cases)} cases of the {config.eval.split} part")

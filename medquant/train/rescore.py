@@ -85,8 +85,8 @@ def _rescore_model(path: Path, request: EvalRequest, reporter: Reporter) -> dict
     meta = packed.metadata
     if len(dataset.info.channels) != len(meta.channels):
         raise InputError(f"{path}: takes {len(meta.channels)} channels, the data have {len(dataset.info.channels)}; give data with as many")
-    model = open_model(packed, request.engine)
-    predictor = model.predictor
+    model = open_model(packed, request.engine, reporter.message)
+    packed, predictor = model.packed, model.predictor
     if dict(dataset.info.classes) != dict(meta.classes):
         raise InputError(f"{path}: finds {dict(meta.classes)}, the data hold {dict(dataset.info.classes)}; give data with these classes")
     prepared = [model.prepare(case, ArrayCache(ArrayCache.default_folder())) for case in cases]

@@ -169,7 +169,7 @@ class TrainingSession:
         if data.region == "coarse":
             file = self.run_folder.coarse / self.run_folder.model.name
             packed = load_packed(file)
-            predictor = ProgramPredictor(packed.program, packed.metadata.size_multiple)
+            predictor = ProgramPredictor(packed.program, packed.metadata.size_multiple, notify=self.reporter.message)
             preparation = Preparation.from_json(packed.metadata.preparation)
             return CoarseRegion(predictor, preparation, data.region_margin_mm, data.patch_size, self.cache)
         return TruthCentredRegion(data.patch_size) if data.region == "paper_truth_centred" else WholeRegion()

@@ -26,6 +26,9 @@ std::string text_of(const int64_t* shape, size_t axes) {
   return text + ")";
 }
 
+// As numpy shifts 64 bits, by which a mask is defined: what leaves them at the top is lost.
+int64_t shifted(int32_t value, int32_t left) { return left < 64 ? int64_t(uint64_t(int64_t(value)) << left) : 0; }
+
 std::string quoted(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
@@ -144,7 +147,7 @@ void Engine::decide_one(const int32_t* output, uint8_t* mask, int64_t voxels) {
   std::vector<int32_t> left(size_t(count), 0);
   if (last.accumulates) {
     const int32_t finest = *std::max_element(last.weight_exponents.begin(), last.weight_exponents.end());
-    for (int32_t c = 0; c < count; ++c) left[size_t(c)] = std::min(31, finest - last.weight_exponents[size_t(c)]);
+    for (int32_t c = 0; c < count; ++c) left[size_t(c)] = finest - last.weight_exponents[size_t(c)];
   }
   const int64_t zero_point = last.accumulates ? 0 : last.format.zero_point;
   constexpr int64_t kChunk = 4096;
@@ -154,10 +157,10 @@ void Engine::decide_one(const int32_t* output, uint8_t* mask, int64_t voxels) {
         mask[v] = output[v] > zero_point;
         continue;
       }
-      int64_t best = int64_t(output[v]) * (int64_t(1) << left[0]);
+      int64_t best = shifted(output[v], left[0]);
       uint8_t chosen = 0;
       for (int32_t c = 1; c < count; ++c) {
-        const int64_t value = int64_t(output[c * voxels + v]) * (int64_t(1) << left[size_t(c)]);
+        const int64_t value = shifted(output[c * voxels + v], left[size_t(c)]);
         if (value > best) best = value, chosen = uint8_t(c);
       }
       mask[v] = chosen;

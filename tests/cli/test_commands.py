@@ -216,6 +216,47 @@ def test_doctor_fails_where_an_engine_is_wrong(monkeypatch: pytest.MonkeyPatch) 
     assert "engine torch differs from the reference on this machine; do not use it" in result.stderr
 
 
+def test_doctor_says_which_kernels_the_native_engine_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medquant.deploy.native import library
+
+    def machine() -> tuple[dict[str, object], dict[str, dict[str, object]]]:
+        result = typed("doctor", "--json")
+        assert result.exit_code == 0
+        document = json.loads(result.stdout)
+        assert document["machine"]["threads"] >= 1
+        return document["machine"], {each["name"]: each for each in document["engines"]}
+
+    class Slow:
+        kernels = ("avx2", "portable")
+
+        def open(self, *_: object) -> int:
+            raise MemoryError("no more of it")
+
+    monkeypatch.delenv("MEDQUANT_KERNELS", raising=False)
+    monkeypatch.setattr(library, "_attempt", lambda path: "the native library was not built")
+    found, engines = machine()
+    assert (found["native_kernels"], found["native_uses"]) == ([], "none: the native library was not built")
+    assert "native" not in found["auto_order"]  # type: ignore[operator]
+    assert engines["native"]["verdict"] == "not here: the native library was not built"
+
+    monkeypatch.setattr(library, "_attempt", lambda path: Slow())
+    found, engines = machine()
+    assert (found["native_kernels"], found["native_uses"]) == (["avx2", "portable"], "avx2")
+    order = found["auto_order"]
+    assert isinstance(order, list)
+    assert order.index("native") > order.index("torch")
+    assert "no more of it" in str(engines["native"]["verdict"])
+    monkeypatch.setenv("MEDQUANT_KERNELS", "portable")
+    assert machine()[0]["native_uses"] == "portable"
+
+    monkeypatch.setenv("MEDQUANT_KERNELS", "portble")
+    found, engines = machine()
+    expected = "MEDQUANT_KERNELS: unknown kernel set on this processor 'portble' (did you mean 'portable'?); known: auto, avx2, portable"
+    assert (found["native_uses"], found["auto_order"]) == (f"none: {expected}", f"stops: {expected}")
+    assert engines["native"]["verdict"] == f"not here: {expected}"
+    assert f"native_uses    none: {expected}" in typed("doctor").stdout
+
+
 def test_inspect_says_what_a_folder_is() -> None:
     found = only_document(typed("inspect", em_folder(Path("em")), "--json"))
     assert "isbi_em" in json.dumps(found)

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medquant.config.bits import parse_rules
-from medquant.deploy.decide import quantize_image
-from medquant.deploy.engines import ENGINES, check_engine, open_engine, openvino_engine
+from medquant.deploy.decide import decide, quantize_image
+from medquant.deploy.engines import ENGINES, auto_order, check_engine, open_engine, openvino_engine
 from medquant.deploy.engines.base import Engine
 from medquant.deploy.engines.reference import ReferenceEngine
 from medquant.deploy.engines.torch_float import FloatTorchProgram
@@ -28,13 +28,13 @@ from medquant.errors import EngineMismatchError, InputError, UsageError
 from medquant.models.unet import UNet, UNetOptions
 from medquant.quant.capture import capture
 from medquant.quant.fold import simplify
-from medquant.quant.formats import FLOAT32_EXACT_LIMIT
-from medquant.quant.graph import Graph
+from medquant.quant.formats import FLOAT32_EXACT_LIMIT, TensorFormat
+from medquant.quant.graph import ConvGeometry, Graph
 from medquant.quant.lower import lower
 from medquant.quant.methods import get_method
 from medquant.quant.network import QuantNetwork
 from medquant.quant.plan import resolve_plan
-from medquant.quant.program import AddNode, IntegerProgram, accumulator_bound
+from medquant.quant.program import AddNode, ConvolutionNode, ImageNode, IntegerProgram, accumulator_bound
 
 EXACT = [name for name, engine in ENGINES.items() if engine.info.exact and engine.unavailable() is None]
 PLANS = {"W4A6": (4, 6, 8), "W8A8": (8, 8, 8), "W1A1": (1, 1, 1), "W3A5": (3, 5, 6), "mixed": (4, 6, 8)}
@@ -339,6 +339,27 @@ def tiny_program() -> IntegerProgram:
     return lower(network)
 
 
+@pytest.mark.parametrize("exponents", [(5, 5, 5), (5, 4, 6), (0, 31, 7), (0, 2, 40)])
+@pytest.mark.parametrize("name", EXACT)
+def test_classes_are_decided_alike(name: str, exponents: tuple[int, ...]) -> None:
+    """Three classes on grids of their own, ties among them: what an engine decides itself is what its output decides."""
+    image, inner = TensorFormat(8, 128, 5), TensorFormat(3, 0, 1)
+    random, geometry = np.random.default_rng(0), ConvGeometry((1, 1), (0, 0), (1, 1))
+    first = ConvolutionNode(
+        "first", ("image",), inner, random.integers(-8, 8, (4, 1, 1, 1)), np.zeros(4, np.int64), np.full(4, 3), 4, geometry, True
+    )
+    weight = np.array([[1, 0, 1, -1], [0, 1, 1, -1], [-1, 0, 1, 1]], np.int8).reshape(3, 4, 1, 1)
+    head = ConvolutionNode("head", ("first",), None, weight, np.array([0, 1, -1]), np.array(exponents), 2, geometry, False)
+    program = IntegerProgram((ImageNode("image", (), image, 1), first, head), tuple(1 + each for each in exponents))
+    opened = ENGINES[name](program)
+    levels = random.integers(0, 256, (3, 1, 9, 13)).astype(np.uint8)
+    expected = decide(ReferenceEngine(program).run(levels), program)
+    found = opened.run_decided(levels)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, expected)
+    assert len(np.unique(expected)) == 3
+
+
 @pytest.mark.parametrize("name", [name for name, engine in ENGINES.items() if engine.unavailable() is None])
 @pytest.mark.parametrize("image", [np.zeros((1, 3, 4, 4), np.uint8), np.zeros((1, 2, 4, 4), np.float32), np.zeros((2, 4), np.uint8)])
 def test_images_of_another_kind_are_refused(name: str, image: Any) -> None:
@@ -349,7 +370,8 @@ def test_images_of_another_kind_are_refused(name: str, image: Any) -> None:
 def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     program = tiny_program()
     assert all(type(open_engine(name, program)) is ENGINES[name] for name in EXACT)
-    assert open_engine("auto", program).info.priority == max(ENGINES[name].info.priority for name in EXACT)
+    assert open_engine("auto", program).priority() == max(ENGINES[name].priority() for name in EXACT)
+    assert [engine.info.name for engine in auto_order()] == sorted(EXACT, key=lambda name: -ENGINES[name].priority())
     with pytest.raises(UsageError, match=r"unknown engine 'tourch' \(did you mean 'torch'\?\); known: .*auto"):
         open_engine("tourch", program)
 
@@ -379,7 +401,10 @@ def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         check_engine("torch")
 
     monkeypatch.setitem(ENGINES, "torch", Refusing)
-    assert open_engine("auto", program).info.name == "reference"
+    said: list[str] = []
+    assert open_engine("auto", program, notify=said.append).info.name == "reference"
+    # What is not installed is no news; what was passed over is.
+    assert said == ["engine torch does not take this program (input: not this one); using reference"]
     with pytest.raises(EngineMismatchError, match="not this one"):
         open_engine("torch", program)
 
@@ -395,10 +420,14 @@ def test_auto_takes_another_engine_where_openvino_cannot_compile(monkeypatch: py
 
     program, opening = small_program(), ENGINES["openvino"]
     monkeypatch.setattr(openvino_engine, "openvino_core", NoKernel)
-    expected = max(set(EXACT) - {"openvino"}, key=lambda name: ENGINES[name].info.priority)
+    expected = max(set(EXACT) - {"openvino"}, key=lambda name: ENGINES[name].priority())
     monkeypatch.setattr(opening, "info", replace(opening.info, priority=1000))
-    opened = open_engine("auto", program)
+    said: list[str] = []
+    opened = open_engine("auto", program, notify=said.append)
     assert opened.info.name == expected
+    assert len(said) == 1
+    assert said[0].startswith("engine openvino does not take this program (OpenVINO cannot compile")
+    assert said[0].endswith(f"; using {expected}")
     assert len(asked) == 1
     assert max(asked[0][2:]) <= 16
     with pytest.raises(EngineMismatchError, match=r"OpenVINO cannot compile .*no implementation for this primitive"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -17,14 +19,18 @@ import pytest
 from native_cases import REAL_PROGRAMS
 from numpy.typing import NDArray
 from packed_files import every_node, tiny
+from small_models import model_file
 
 from medquant.deploy.decide import decide
-from medquant.deploy.engines import ENGINES, native_engine
+from medquant.deploy.engines import ENGINES, auto_order, native_engine, open_engine
 from medquant.deploy.engines.native_engine import NativeEngine, without_weights
 from medquant.deploy.engines.reference import ReferenceEngine
-from medquant.deploy.native.library import why_missing
+from medquant.deploy.native.library import load_library, why_missing
 from medquant.deploy.native.program import encode_program
+from medquant.deploy.packed import load_model
 from medquant.errors import EngineMismatchError, InputError, MedquantError, UsageError
+from medquant.predict.model_case import open_model
+from medquant.predict.working_set import program_bytes, working_bytes
 from medquant.quant.program import ConvolutionNode
 from medquant.quant.shapes import infer_shapes
 
@@ -82,6 +88,62 @@ def test_what_is_handed_over(library: Library, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MEDQUANT_KERNELS", "fastest")
     with pytest.raises(UsageError, match=r"MEDQUANT_KERNELS.*'fastest'"):
         NativeEngine(tiny())
+
+
+@pytest.mark.parametrize(
+    ("kernels", "forced", "place"),
+    [
+        (("avx512vnni", "avx2", "portable"), None, 0),
+        (("avxvnni", "portable"), "auto", 0),
+        (("avx512vnni", "portable"), "portable", 3),
+        (("avx2", "portable"), None, 3),
+        (("neon", "portable"), None, 3),
+    ],
+)
+def test_first_where_bytes_are_multiplied_and_added_at_once(
+    kernels: tuple[str, ...], forced: str | None, place: int, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "kernels", kernels)
+    if forced is not None:
+        monkeypatch.setenv("MEDQUANT_KERNELS", forced)
+    for engine in ENGINES.values():
+        monkeypatch.setattr(engine, "unavailable", lambda: None)
+    names = ["openvino", "torch", "onnxruntime", "reference"]
+    assert [engine.info.name for engine in auto_order()] == [*names[: max(0, place - 1)], "native", *names[max(0, place - 1) :]]
+
+
+def test_auto_does_not_go_past_a_setting_that_names_nothing(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_engine.native, "why_missing", lambda: None)
+    monkeypatch.setenv("MEDQUANT_KERNELS", "fastest")
+    with pytest.raises(UsageError, match=r"MEDQUANT_KERNELS: unknown kernel set on this processor 'fastest'"):
+        open_engine("auto", tiny())
+
+
+def test_a_predictor_keeps_no_weights(library: Library, tmp_path: Path) -> None:
+    coarse = model_file(tmp_path / "coarse.mq")
+    packed = load_model(model_file(tmp_path / "model.mq", region={"kind": "coarse", "margin_mm": 5.0, "minimum": [8, 8]}, coarse=coarse))
+    programs = [packed.program] if packed.coarse is None else [packed.program, packed.coarse.program]
+    weights = [weakref.ref(node.weight) for program in programs for node in program.convolutions]
+    assert len(weights) == 12
+    model = open_model(packed, "native")
+    del packed, programs
+    gc.collect()
+    own = weights[:6]
+    assert [weight() for weight in own] == [None] * 6
+    assert model.packed.program is model.predictor.program is model.predictor.engine.program
+    assert model.packed.coarse is not None
+    assert model.coarse is not None
+    assert model.packed.coarse.program is model.coarse[0].program
+
+
+def test_freed_memory_is_given_back_once_before_the_first_image(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(native_engine, "give_back_freed_memory", lambda: calls.append(None))
+    engine = NativeEngine(tiny())
+    assert calls == []
+    engine.run(IMAGE)
+    engine.run_decided(IMAGE)
+    assert len(calls) == 1
 
 
 def test_closed_once_with_the_last_reference(library: Library) -> None:
@@ -194,6 +256,30 @@ def test_numbers_of_the_reference(name: str) -> None:
         expected = ReferenceEngine(program).run(image)
         assert np.array_equal(engine.run(image), expected)
         assert np.array_equal(engine.run_decided(image), decide(expected, program))
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("name", [name for name in REAL_PROGRAMS if name != "every node"])
+def test_running_takes_no_more_than_is_counted(name: str) -> None:
+    """Beside tensors the arena holds rings around them and one layer's weights as the kernels read them."""
+    program = REAL_PROGRAMS[name]()
+    sides = (256, 192) if program.dimensions == 2 else (64, 48, 32)
+    shape = (1, program.image.channels, *sides)
+    engine = NativeEngine(program)
+    engine.run(np.zeros(shape, np.uint8))
+    taken = json.loads(engine._library.describe(engine._handle))["arena_bytes"]
+    counted = working_bytes(program, shape, "native")
+    assert taken <= counted + program_bytes(program)
+    if name.startswith("U-Net"):
+        # Counted too high, images are cut into tiles that need not be.
+        assert counted < 5 * taken
+
+
+@pytest.mark.usefixtures("built")
+def test_what_every_wheel_is_tried_with(repository: Path) -> None:
+    miscalculated = runpy.run_path(str(repository / "native" / "tests" / "try_wheel.py"))["miscalculated"]
+    for kernels in load_library().kernels:
+        assert miscalculated(load_library(), kernels) is None
 
 
 _FORK = """

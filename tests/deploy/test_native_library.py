@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medquant.deploy.native import NativeLibrary, forced_kernels, library, load_library, why_missing
+from medquant.deploy.native import NativeLibrary, chosen_kernels, forced_kernels, library, load_library, why_missing
 from medquant.errors import EngineMismatchError, InputError, MedquantError, UsageError
 
-KNOWN_SETS = {"portable", "avx2", "avxvnni", "avx512vnni", "neon_dotprod", "neon_i8mm"}
+FASTEST_FIRST = ("avx512vnni", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "portable")
+KNOWN_SETS = set(FASTEST_FIRST)
 
 # A library of the same interface, whose answers are known: it has no error of its own, and says what it was asked to.
 STAND_IN = """
@@ -70,9 +71,9 @@ def compile_library(source: Path, *options: str) -> Path:
     return made
 
 
-def build(repository: Path, folder: Path, abi: int = 1) -> Path:
+def build(repository: Path, folder: Path, abi: int = 1, kernels: str = "fast,portable") -> Path:
     source = folder / "stand_in.cpp"
-    source.write_text(STAND_IN, encoding="utf-8")
+    source.write_text(STAND_IN.replace("fast,portable", kernels), encoding="utf-8")
     return compile_library(source, f"-DABI={abi}", f"-I{repository / 'native' / 'src'}")
 
 
@@ -165,12 +166,17 @@ def test_a_library_of_another_version_is_refused(repository: Path, tmp_path: Pat
     assert "has interface 2, this medquant needs 1" in missing_in(tmp_path, monkeypatch)
 
 
+def test_a_library_without_kernels_for_this_processor_is_refused(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(repository, tmp_path, kernels="")
+    assert "has no kernels for this processor" in missing_in(tmp_path, monkeypatch)
+
+
 def test_kernels_can_be_forced(stand_in: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEDQUANT_KERNELS", raising=False)
-    assert forced_kernels(stand_in) == "auto"
-    for name in ("fast", "portable", "auto"):
+    assert (forced_kernels(stand_in), chosen_kernels(stand_in)) == ("auto", "fast")
+    for name, chosen in (("fast", "fast"), ("portable", "portable"), ("auto", "fast")):
         monkeypatch.setenv("MEDQUANT_KERNELS", name)
-        assert forced_kernels(stand_in) == name
+        assert (forced_kernels(stand_in), chosen_kernels(stand_in)) == (name, chosen)
     monkeypatch.setenv("MEDQUANT_KERNELS", "portble")
     with pytest.raises(UsageError) as raised:
         forced_kernels(stand_in)
@@ -184,8 +190,9 @@ def test_the_library_that_was_built_here_works() -> None:
     loaded = load_library()
     assert loaded is load_library()
     assert loaded.path.parent == Path(library.__file__).parent
-    assert loaded.kernels[-1] == "portable"
-    assert set(loaded.kernels) <= KNOWN_SETS
+    # The fastest first; a library for one processor may hold fewer.
+    assert loaded.kernels
+    assert [name for name in FASTEST_FIRST if name in loaded.kernels] == list(loaded.kernels)
     with pytest.raises(MedquantError):
         loaded.open(b"no program", [], "auto", 1)
 

@@ -11,6 +11,7 @@ import pytest
 from medquant.data.normalise import Normalisation
 from medquant.data.prepared import Preparation
 from medquant.deploy.metadata import ModelMetadata
+from medquant.deploy.native import why_missing
 from medquant.deploy.packed import save_model
 from medquant.errors import CheckpointError, InputError, MedquantError, UsageError
 from medquant.evaluate.process_memory import main, measure_process_peak
@@ -44,6 +45,13 @@ def test_peak_holds_the_output_and_not_the_imports(model_file: Path) -> None:
     peak = measure_process_peak(model_file, (1, 1, 1024, 1024), "torch")
     # Above them come the accumulators on their way; the imports of the idle process would add about as much again.
     assert 128 * 2**20 < peak < 320 * 2**20
+
+
+@pytest.mark.skipif(why_missing() is not None, reason=f"needs the library: {why_missing()}")
+def test_masks_decided_in_the_library_take_its_sums_alone(model_file: Path) -> None:
+    # 16 * 1024 * 1024 sums of 32 bits, once; beside them an image and a mask of a byte a pixel, and the image in its ring.
+    peak = measure_process_peak(model_file, (1, 1, 1024, 1024), "native")
+    assert 64 * 2**20 < peak < 80 * 2**20
 
 
 def test_an_error_of_the_child_is_raised_here(model_file: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_program_sees_padding_the_way_a_float_network_does() -> None:
 
 def test_the_name_is_that_of_the_engine_and_unknown_ones_are_refused() -> None:
     names = {engine: ProgramPredictor(small_program(), 2, engine).name for engine in ("reference", "torch", "auto")}
-    best = max((each for each in ENGINES.values() if each.info.exact and each.unavailable() is None), key=lambda each: each.info.priority)
+    best = max((each for each in ENGINES.values() if each.info.exact and each.unavailable() is None), key=lambda each: each.priority())
     assert names == {"reference": "reference", "torch": "torch", "auto": best.info.name}
     assert FloatPredictor(_Copy(1), 1).name == "float"
     with pytest.raises(UsageError, match="unknown engine 'tpu'"):

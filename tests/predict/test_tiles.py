@@ -195,7 +195,7 @@ def test_more_channels_and_pixels_take_more() -> None:
     assert sizes == sorted(set(sizes))
     # Four times the pixels, four times the bytes: nothing else enters.
     assert sizes[2] == 4 * sizes[1]
-    assert program_bytes(unet(width=4)) == sum(node.weight.size for node in unet(width=4).convolutions) * 12
+    assert program_bytes(unet(width=4)) == sum(node.weight.size for node in unet(width=4).convolutions) * 5
 
 
 @pytest.mark.parametrize(

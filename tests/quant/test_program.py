@@ -78,3 +78,15 @@ def test_look_ups() -> None:
         program["d"]
     with pytest.raises(TypeError, match="first node is its image"):
         _ = IntegerProgram((node,), (0,)).image
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_lowest_byte_counts_in_full(kind: type[np.signedinteger], transposed: bool) -> None:
+    """-128 has no absolute value in its own byte, and 300 of them none in 16 bits."""
+    shape = (300, 2, 1, 1) if transposed else (2, 300, 1, 1)
+    geometry = ConvGeometry((1, 1), (0, 0), (1, 1), transposed=transposed, output_padding=(0, 0) if transposed else ())
+    weight, bias = np.full(shape, -128, kind), np.array([0, -5])
+    node = ConvolutionNode("c", ("x",), None, weight, bias, np.array([0, 0]), 8, geometry, relu=False)
+    assert node.weight_magnitude.min() == node.weight_magnitude.max() == 128
+    assert accumulator_bound(node, TensorFormat(8, 0, 0)) == 128 * 300 * 255 + 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from medquant.deploy.engines.base import Engine
 from medquant.deploy.engines.native_engine import NativeEngine
 from medquant.deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -33,10 +35,24 @@ def check_engine(name: str) -> None:
         raise UsageError(f"engine {name!r} does not work here: {reason}")
 
 
-def open_engine(name: str, program: IntegerProgram, try_out: bool = True) -> Engine:
+def auto_order() -> list[type[Engine]]:
+    """The exact engines that work here, in the order in which ``auto`` tries them.
+
+    Raises:
+        UsageError: ``MEDQUANT_KERNELS`` names no kernel set of this processor.
+    """
+    here = [engine for engine in ENGINES.values() if engine.info.exact and engine.unavailable() is None]
+    return sorted(here, key=lambda engine: -engine.priority())
+
+
+def open_engine(name: str, program: IntegerProgram, try_out: bool = True, notify: Callable[[str], None] | None = None) -> Engine:
     """The engine of this name with a program in it; ``auto``: the fastest exact one that works here and takes the program.
 
-    ``try_out=False`` leaves out the trial run by which ``auto`` finds that an engine has no kernel here.
+    Args:
+        name: as above.
+        program: the network.
+        try_out: False leaves out the trial run by which ``auto`` finds that an engine has no kernel here.
+        notify: told, in a line each, which faster engines ``auto`` passed over and why.
 
     Raises:
         UsageError: there is none of this name, or it does not work on this machine.
@@ -45,15 +61,18 @@ def open_engine(name: str, program: IntegerProgram, try_out: bool = True) -> Eng
     check_engine(name)
     if name != AUTO:
         return ENGINES[name](program)
-    for engine in sorted(ENGINES.values(), key=lambda engine: -engine.info.priority):
-        if not engine.info.exact or engine.unavailable() is not None:
-            continue
+    refused: list[str] = []
+    for engine in auto_order():
         try:
             opened = engine(program)
             if try_out:
                 opened.try_out()
-            return opened
-        except EngineMismatchError:
+        except EngineMismatchError as error:
             # It says itself that it would be wrong, or cannot run here; the reference, last in line, takes every program.
+            refused.append(f"engine {engine.info.name} does not take this program ({error})")
             continue
+        if notify is not None:
+            for line in refused:
+                notify(f"{line}; using {opened.info.name}")
+        return opened
     raise EngineMismatchError("no engine here runs this program")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from medquant.deploy.decide import decide
 from medquant.errors import InputError
 from medquant.quant.program import IntegerProgram
 
@@ -21,7 +22,7 @@ class EngineInfo:
         name: what users type.
         summary: one line.
         exact: whether the contract test has shown it equal to the reference in every value.
-        priority: ``auto`` takes the available exact engine with the highest that accepts the program.
+        priority: ``auto`` takes the available exact engine with the highest that accepts the program, see :meth:`Engine.priority`.
         package: the library it runs on, None where numpy is enough.
     """
 
@@ -56,6 +57,11 @@ class Engine(ABC):
             return f"{cls.info.package} is not installed; pip install {cls.info.package}"
         return None
 
+    @classmethod
+    def priority(cls) -> int:
+        """What ``auto`` goes by on this machine; asked only of an engine that can work here."""
+        return cls.info.priority
+
     def try_out(self) -> None:
         """Meet now what would otherwise stop the first image; ``auto`` does, to take another engine instead.
 
@@ -81,6 +87,14 @@ class Engine(ABC):
     def run_bytes(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """As :meth:`run`, for a program that ends in a format and not in accumulators: its integers, a byte each."""
         return self.run(image).astype(np.uint8)
+
+    def run_decided(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Class numbers, (N, *S): :func:`medquant.deploy.decide.decide` of what :meth:`run` returns.
+
+        Raises:
+            InputError: another number type, axes or channels.
+        """
+        return decide(self.run(image), self.program)
 
     def check_image(self, image: NDArray[np.uint8]) -> None:
         """Refuse what the program does not read.

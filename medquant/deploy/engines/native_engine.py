@@ -13,12 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medquant.deploy.engines.base import Engine, EngineInfo, thread_count
+from medquant.deploy.engines.freed_memory import give_back_freed_memory
 from medquant.deploy.native import library as native
 from medquant.deploy.native.program import encode_program
 from medquant.errors import EngineMismatchError, MedquantError, UsageError
 from medquant.quant.program import ConvolutionNode, IntegerProgram
 
 _Output = TypeVar("_Output", NDArray[np.int32], NDArray[np.uint8])
+
+_FASTEST_WITH = ("avx512vnni", "avxvnni")
+_PRIORITY_WITHOUT = 10
+"""Behind openvino and torch, before what only makes sure that a network runs."""
 
 
 class NativeEngine(Engine):
@@ -34,6 +39,7 @@ class NativeEngine(Engine):
         self._library = native.load_library()
         self._handle = _opened(self._library, program)
         self._turn = Lock()
+        self._has_run = False
         self._process = os.getpid()
         closing = weakref.finalize(self, _close, self._library, self._handle, self._process)
         # The end of the process takes it all, and another thread may be in the middle of a run then.
@@ -44,16 +50,21 @@ class NativeEngine(Engine):
         """Why the library does not work here, see :meth:`Engine.unavailable`."""
         return native.why_missing()
 
+    @classmethod
+    def priority(cls) -> int:
+        """The highest where one instruction multiplies and adds bytes; where none does, other libraries have faster kernels.
+
+        Raises:
+            UsageError: ``MEDQUANT_KERNELS`` names none of this processor.
+        """
+        return cls.info.priority if native.chosen_kernels(native.load_library()) in _FASTEST_WITH else _PRIORITY_WITHOUT
+
     def run(self, image: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Run the program, see :meth:`Engine.run`."""
         return self._in_turn(self._library.run, image)
 
     def run_decided(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Class numbers, (N, *S), as :func:`medquant.deploy.decide.decide` makes them of what :meth:`run` returns.
-
-        Raises:
-            InputError: another number type, axes or channels.
-        """
+        """Class numbers, decided in the library: its output integers never leave it, see :meth:`Engine.run_decided`."""
         return self._in_turn(self._library.decide, image)
 
     def _in_turn(self, run: Callable[[int, NDArray[np.uint8]], _Output], image: NDArray[np.uint8]) -> _Output:
@@ -65,6 +76,10 @@ class NativeEngine(Engine):
                 "or start processes by spawning"
             )
         with self._turn:
+            if not self._has_run:
+                # Not when it is opened: until then its caller holds the weights.
+                give_back_freed_memory()
+                self._has_run = True
             return run(self._handle, image)
 
 

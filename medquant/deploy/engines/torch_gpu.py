@@ -43,7 +43,7 @@ class MatmulTorchProgram(FloatTorchProgram):
         self._matrices = {name: self._matrix(plain) for name, plain in self._plain.items()}
 
     def _fits(self, node: ConvolutionNode) -> bool:
-        magnitude = node.weight_magnitude.reshape(len(node.bias), -1).sum(axis=1)
+        magnitude = node.weight_magnitude.reshape(len(node.bias), -1).sum(axis=1, dtype=np.int64)
         return node.geometry.groups == 1 and bool((magnitude * 256 + np.abs(node.bias)).max() < _INT32_LIMIT)
 
     def _offset(self, node: ConvolutionNode) -> int:

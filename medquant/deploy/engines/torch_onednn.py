@@ -74,7 +74,7 @@ def is_exact(node: ConvolutionNode, read: TensorFormat) -> bool:
     sums of ``q_w * q_a`` with the zero point not yet taken off, and with all of the bias, stay below 2**24 steps of the finer of
     the two grids (accumulators and output), and while a processor without VNNI can add two products in 16 bits.
     """
-    magnitude = node.weight_magnitude.reshape(len(node.bias), -1).sum(axis=1)
+    magnitude = node.weight_magnitude.reshape(len(node.bias), -1).sum(axis=1, dtype=np.int64)
     widest = (magnitude * read.highest + np.abs(_folded_bias(node, read))).astype(np.float64)
     if node.output is not None:
         shift = _shift(node, read, node.output)

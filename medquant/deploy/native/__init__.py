@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from medquant.deploy.native.library import NativeLibrary, forced_kernels, load_library, why_missing
+from medquant.deploy.native.library import NativeLibrary, chosen_kernels, forced_kernels, load_library, why_missing
 
-__all__ = ["NativeLibrary", "forced_kernels", "load_library", "why_missing"]
+__all__ = ["NativeLibrary", "chosen_kernels", "forced_kernels", "load_library", "why_missing"]

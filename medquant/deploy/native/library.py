@@ -80,12 +80,14 @@ class NativeLibrary:
         if found != ABI:
             raise UsageError(f"the native library {path} has interface {found}, this medquant needs {ABI}; build it again: {_REBUILD}")
         self.path = path
+        if not self.kernels:
+            raise UsageError(f"the native library {path} has no kernels for this processor; build it again here: {_REBUILD}")
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """The kernel sets that this processor can run, the fastest first."""
         names: bytes = self._functions.mq_kernels()
-        return tuple(names.decode("ascii").split(","))
+        return tuple(filter(None, names.decode("ascii").split(",")))
 
     def open(self, program: bytes, weights: Sequence[NDArray[np.int8]], kernels: str, threads: int) -> int:
         """Have a program checked and packed; neither it nor the weights are needed afterwards.
@@ -208,6 +210,16 @@ def forced_kernels(library: NativeLibrary) -> str:
     if name != AUTO and name not in library.kernels:
         raise UsageError(f"{KERNELS_VARIABLE}: {unknown_name('kernel set on this processor', name, [*library.kernels, AUTO])}")
     return name
+
+
+def chosen_kernels(library: NativeLibrary) -> str:
+    """The kernel set that engines opened now run on.
+
+    Raises:
+        UsageError: ``MEDQUANT_KERNELS`` names none of this processor.
+    """
+    name = forced_kernels(library)
+    return library.kernels[0] if name == AUTO else name
 
 
 @cache

@@ -11,6 +11,9 @@
 
 #include "kernels.h"
 #include "requantize.h"
+#ifdef __AVX512VNNI__
+#include "winograd_inputs_avx512.h"
+#endif
 
 namespace mq {
 namespace {
@@ -73,6 +76,12 @@ inline void transform_tile(const Winograd& job, int64_t depth, int64_t row, int6
     const Piece& piece = job.pieces[p];
     const uint8_t* tile = piece.data + depth * piece.depth_stride + 2 * row * piece.row_stride + 2 * column * piece.column_stride;
     int32_t c = 0;
+#ifdef __AVX512VNNI__
+    if (piece.channels == piece.column_stride && (piece.channels == 32 || piece.channels == 16)) {
+      (piece.channels == 32 ? transform_pairs : transform_quadruples)(tile, piece.row_stride, v, v_row, job.channels);
+      c = piece.channels;
+    }
+#endif
     for (; c + WideBytes::kCount <= piece.channels; c += WideBytes::kCount)
       transform_channels<WideBytes>(tile + c, piece.row_stride, piece.column_stride, v + c, v_row, job.channels);
     for (; c + 32 <= piece.channels; c += 32)

@@ -326,7 +326,7 @@ class NarrowTransforms {
   }
 
  private:
-  // Four lines of inputs and two of outputs are more than the processor follows by itself: they are fetched two groups ahead.
+  // Inputs are fetched two groups ahead: lines of a large tensor are far from the first-level cache, those of another depth from any.
   void fetch(const NarrowWalk& walk) const {
     constexpr int64_t kAhead = 2;
     TileWalk at = walk.at;
@@ -347,11 +347,6 @@ class NarrowTransforms {
       for (int32_t row = first_row; row < 4; ++row)
         for (ptrdiff_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(tile + row * piece.row_stride + byte, 0, 3);
     }
-    if (!job_.out.data) return;
-    const uint8_t* out = job_.out.at(at.depth, 2 * at.row, 2 * at.column);
-    const ptrdiff_t bytes = 2 * NarrowWalk::kGroup * job_.out.column_stride;
-    for (int32_t row = 0; row < 2; ++row)
-      for (ptrdiff_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(out + row * job_.out.row_stride + byte, 1, 3);
   }
 
   const Winograd& job_;

@@ -132,7 +132,8 @@ void Engine::run(const uint8_t* image, const int64_t* shape, size_t axes, int32_
 }
 
 void Engine::decide(const uint8_t* image, const int64_t* shape, size_t axes, uint8_t* mask, size_t values) {
-  if (outputs() > kMostClasses) throw BadInput("a mask holds 256 classes, and the program has " + std::to_string(outputs()) + "; decide from its outputs");
+  if (outputs() > kMostClasses)
+    throw BadInput("a mask holds 256 classes, and the program has " + std::to_string(outputs()) + "; decide from its outputs");
   Plan& plan = plan_for(shape, axes);
   const int64_t voxels = planned_voxels(plan);
   int64_t in = shape[1];

@@ -70,6 +70,19 @@ inline int many_phases(const mq::KernelSet& kernels) {
   return must_throw<mq::Refused>("many phases", [&] { mq::prepare(one_convolution(1, 1, 1, 257, true), kernels); });
 }
 
+// Each concatenation joins the one before it with itself.
+inline int many_leaves(const mq::KernelSet& kernels) {
+  mq::Program program = one_convolution(1, 1, 1, 1, false);
+  program.nodes.pop_back();
+  for (uint32_t number = 1; number <= 20; ++number) {
+    mq::Node node;
+    node.kind = mq::Kind::concat, node.name = "join", node.inputs = {number - 1, number - 1}, node.format = {6, 0, 0};
+    node.channels = 2 * program.nodes.back().channels;
+    program.nodes.push_back(node);
+  }
+  return must_throw<mq::Refused>("many leaves", [&] { mq::prepare(program, kernels); });
+}
+
 // Threads already started are joined when the system gives no more of them.
 inline int too_many_threads() {
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
@@ -90,7 +103,9 @@ inline int too_many_threads() {
 
 inline int64_t failed_edge_cases() {
   int64_t failed = edge::too_many_threads();
-  for (const mq::KernelSet* kernels : mq::kernel_sets())
-    failed += edge::longest_line(*kernels) + edge::largest_batch(*kernels) + edge::many_classes(*kernels) + edge::many_phases(*kernels);
+  for (const mq::KernelSet* kernels : mq::kernel_sets()) {
+    failed += edge::longest_line(*kernels) + edge::largest_batch(*kernels) + edge::many_classes(*kernels) + edge::many_phases(*kernels) +
+              edge::many_leaves(*kernels);
+  }
   return failed;
 }

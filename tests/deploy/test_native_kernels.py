@@ -13,7 +13,11 @@ import pytest
 CMAKE = shutil.which("cmake")
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 NETWORKS = 200
-SAID = re.compile(r"^(\d+) sets:.* portable\n(\d+) comparisons, (\d+) winograd and (\d+) direct layers, (\d+) runs in filled arenas, 0 failures$", re.MULTILINE)
+SAID = re.compile(
+    r"^(\d+) sets:.* portable\n"
+    r"(\d+) comparisons, (\d+) winograd and (\d+) direct layers, (\d+) runs in filled arenas, 0 failures$",
+    re.MULTILINE,
+)
 
 pytestmark = pytest.mark.skipif(CMAKE is None or COMPILER is None, reason="needs CMake and a C++ compiler")
 

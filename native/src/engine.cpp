@@ -14,6 +14,9 @@ namespace mq {
 namespace {
 
 constexpr size_t kPage = 4096;
+// Values of one image stay below 2^40, those of a batch within 64 bits.
+constexpr int64_t kMostImages = int64_t(1) << 22;
+constexpr int64_t kMostClasses = 256;  // of a mask of bytes
 constexpr size_t kHugePage = size_t(2) << 20;
 
 int64_t nanoseconds_now() {
@@ -81,6 +84,7 @@ Plan& Engine::plan_for(const int64_t* shape, size_t axes) {
   if (!right_axes || shape[1] != program.nodes[0].channels || shape[0] < 0)
     throw BadInput("the program reads images of " + std::to_string(program.nodes[0].channels) + " channel(s) with " +
                    std::to_string(program.axes) + " spatial axes as (N, C, *S); found the shape " + text_of(shape, axes));
+  if (shape[0] > kMostImages) throw BadInput("a batch of " + std::to_string(shape[0]) + " images; use several");
   Axes size{};
   for (int a = 0; a < program.axes; ++a) {
     if (shape[a + 2] < 1 || shape[a + 2] >= (int64_t(1) << 31)) throw BadInput("an image of shape " + text_of(shape, axes) + " cannot be run");
@@ -128,6 +132,8 @@ void Engine::run(const uint8_t* image, const int64_t* shape, size_t axes, int32_
 }
 
 void Engine::decide(const uint8_t* image, const int64_t* shape, size_t axes, uint8_t* mask, size_t values) {
+  if (outputs() > kMostClasses)
+    throw BadInput("a mask holds 256 classes, and the program has " + std::to_string(outputs()) + "; decide from its outputs");
   Plan& plan = plan_for(shape, axes);
   const int64_t voxels = planned_voxels(plan);
   int64_t in = shape[1];

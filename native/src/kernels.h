@@ -54,8 +54,8 @@ struct Winograd {
   View out;
   View pooled;                    // maximum over 2x2, written beside `out` where its data is not null
 
-  int64_t tile_rows() const { return (rows + 1) / 2; }
-  int64_t tile_columns() const { return (columns + 1) / 2; }
+  int64_t tile_rows() const { return (int64_t(rows) + 1) / 2; }
+  int64_t tile_columns() const { return (int64_t(columns) + 1) / 2; }
   int64_t tiles() const { return depths * tile_rows() * tile_columns(); }
 };
 

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <string>
 
+#include "refusal.h"
+
 namespace mq {
 namespace {
 
@@ -57,7 +59,7 @@ bool exact_in_float(const Program& program, const Node& node, const Weights& wei
     if (bound >= kFloatLimit) return false;
     if (node.accumulates) continue;
     const int32_t shift = node.weight_exponents[size_t(o)] + read.exponent - node.format.exponent;
-    if (shift < -22 || shift > 100 || (shift >= 0 ? bound >> shift : bound << -shift) >= kScaledLimit - 1) return false;
+    if (shift < -22 || shift > 100 || (shift >= 0 ? bound >> std::min(shift, 63) : bound << -shift) >= kScaledLimit - 1) return false;
   }
   return true;
 }
@@ -228,6 +230,14 @@ bool merges_columns(const Node& node, const Taps& taps, int axes) {
          taps.padding[2] == 0 && taps.dilation[2] == 1 && node.output_padding[size_t(axes - 1)] == 0;
 }
 
+// Each phase takes memory of its own, with or without weights: strides alone must not ask for any amount.
+void check_phases(const Node& node, const Taps& taps) {
+  constexpr int64_t kMostParts = 1 << 16;
+  const int64_t phases = node.transposed ? int64_t(taps.stride[0]) * taps.stride[1] * taps.stride[2] : 1;
+  if (phases > 1 && phases > kMostParts / node.groups)
+    refuse(node, "strides and groups of ", phases, " times ", node.groups, " parts, expected at most ", kMostParts);
+}
+
 struct GroupRun {
   RunSpec spec;
   std::vector<std::pair<int32_t, int64_t>> bytes;  // input channel of the group and tap of each byte
@@ -318,6 +328,7 @@ Layer prepare_layer(const Program& program, const Node& node, const Leaves& read
     layer.channels = 0, layer.whole = Part{};
   }
   const int32_t merged = merges_columns(node, taps, program.axes) ? taps.stride[2] : 1;
+  check_phases(node, taps);
   for (int32_t group = 0; group < node.groups; ++group) {
     int32_t phases[3];
     for (int a = 0; a < 3; ++a) phases[a] = node.transposed ? taps.stride[a] : 1;

@@ -135,9 +135,9 @@ void Plan::set_sizes() {
     if (bytes > kMostBytes) throw std::bad_alloc();
     // The first voxel of every line begins a cache line.
     const size_t before = aligned(size_t(ring.before[2]) * size_t(view.column_stride));
-    view.row_stride = ptrdiff_t(aligned(before + size_t(view.column_stride) * size_t(view.columns + ring.after[2])));
-    view.depth_stride = view.row_stride * (view.rows + ring.before[1] + ring.after[1]);
-    tensor.bytes = size_t(view.depth_stride) * size_t(view.depths + ring.before[0] + ring.after[0]) + kSlack;
+    view.row_stride = ptrdiff_t(aligned(before + size_t(view.column_stride) * size_t(int64_t(view.columns) + ring.after[2])));
+    view.depth_stride = view.row_stride * (int64_t(view.rows) + ring.before[1] + ring.after[1]);
+    tensor.bytes = size_t(view.depth_stride) * size_t(int64_t(view.depths) + ring.before[0] + ring.after[0]) + kSlack;
     tensor.origin = size_t(ring.before[0] * view.depth_stride + ring.before[1] * view.row_stride) + before;
     const Layer* layer = prepared_.layers[number].get();
     if (layer == nullptr) continue;

@@ -1,5 +1,9 @@
 #include "threads.h"
 
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -22,10 +26,19 @@ void pause() {
 }  // namespace
 
 Pool::Pool(int threads) {
-  for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
+  try {
+    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { serve(worker); });
+  } catch (const std::system_error&) {
+    const std::string started = std::to_string(this->threads());
+    // One that is not joined would end the process.
+    stop();
+    throw std::runtime_error("the system gives only " + started + " of " + std::to_string(threads) + " threads; use fewer");
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;

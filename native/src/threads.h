@@ -14,6 +14,7 @@ namespace mq {
 
 class Pool {
  public:
+  // Throws std::runtime_error where the system does not give so many.
   explicit Pool(int threads);
   ~Pool();
   Pool(const Pool&) = delete;
@@ -29,6 +30,7 @@ class Pool {
   void run(int64_t items, const std::function<void(int64_t, int)>& work);
 
  private:
+  void stop();
   void serve(int worker);
   void take_items(int worker);
   int looks() const;

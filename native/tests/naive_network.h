@@ -150,12 +150,78 @@ inline Tensor concat(const mq::Node& node, const std::vector<Tensor>& tensors) {
   return out;
 }
 
-// What a node writes; the kinds that are not here have a test of their own.
+inline int32_t requantized(const mq::Node& node, int64_t sum, int32_t shift, bool relu) {
+  const int64_t lowest = relu ? node.format.zero_point : 0, highest = node.format.highest();
+  return int32_t(std::min(highest, std::max(lowest, round_half_even(sum, shift) + node.format.zero_point)));
+}
+
+inline Tensor average(const mq::Program& program, const mq::Node& node, const Tensor& in) {
+  const mq::Format& read = program.nodes[node.inputs[0]].format;
+  int64_t kernel[3], stride[3];
+  three_axes(program, node.kernel, 1, kernel);
+  three_axes(program, node.stride, 1, stride);
+  int32_t shift = read.exponent - node.format.exponent;
+  for (int64_t voxels = kernel[0] * kernel[1] * kernel[2]; voxels > 1; voxels /= 2) ++shift;
+  Tensor out((in.size[0] - kernel[0]) / stride[0] + 1, (in.size[1] - kernel[1]) / stride[1] + 1, (in.size[2] - kernel[2]) / stride[2] + 1,
+             in.channels);
+  each_place(out.size, [&](const int64_t (&at)[3]) {
+    each_place(kernel, [&](const int64_t (&k)[3]) {
+      const int32_t* q = in.at({at[0] * stride[0] + k[0], at[1] * stride[1] + k[1], at[2] * stride[2] + k[2]});
+      for (int64_t c = 0; c < in.channels; ++c) out.at(at)[c] += q[c] - read.zero_point;
+    });
+    for (int64_t c = 0; c < in.channels; ++c) out.at(at)[c] = requantized(node, out.at(at)[c], shift, false);
+  });
+  return out;
+}
+
+// Each output lies between two inputs along an axis, three times as near to one of them; beyond the edge is the edge.
+inline Tensor linear(const mq::Program& program, const mq::Node& node, const Tensor& in) {
+  const mq::Format& read = program.nodes[node.inputs[0]].format;
+  const int32_t shift = read.exponent - node.format.exponent + 2 * program.axes;
+  const bool volume = program.axes == 3;
+  Tensor out(in.size[0] * (volume ? 2 : 1), in.size[1] * 2, in.size[2] * 2, in.channels);
+  each_place(out.size, [&](const int64_t (&at)[3]) {
+    for (int corner = volume ? 0 : 4; corner < 8; ++corner) {
+      int64_t place[3], weight = 1;
+      for (int a = 0; a < 3; ++a) {
+        const bool near = corner >> (2 - a) & 1, doubled = a > 0 || volume;
+        place[a] = !doubled ? at[a] : near ? at[a] / 2 : at[a] / 2 + (at[a] % 2 ? 1 : -1);
+        place[a] = std::min(in.size[a] - 1, std::max<int64_t>(0, place[a]));
+        if (doubled && near) weight *= 3;
+      }
+      for (int64_t c = 0; c < in.channels; ++c) out.at(at)[c] += int32_t(weight) * (in.at(place)[c] - read.zero_point);
+    }
+    for (int64_t c = 0; c < in.channels; ++c) out.at(at)[c] = requantized(node, out.at(at)[c], shift, false);
+  });
+  return out;
+}
+
+inline Tensor relu(const mq::Program& program, const mq::Node& node, Tensor in) {
+  for (int32_t& q : in.values) q = std::max(q, program.nodes[node.inputs[0]].format.zero_point);
+  return in;
+}
+
+inline Tensor addition(const mq::Program& program, const mq::Node& node, const Tensor& a, const Tensor& b) {
+  const mq::Format &of_a = program.nodes[node.inputs[0]].format, &of_b = program.nodes[node.inputs[1]].format;
+  const int32_t finest = std::max(of_a.exponent, of_b.exponent);
+  Tensor out = a;
+  for (size_t i = 0; i < out.values.size(); ++i) {
+    const int64_t sum = int64_t(a.values[i] - of_a.zero_point) * (int64_t(1) << (finest - of_a.exponent)) +
+                        int64_t(b.values[i] - of_b.zero_point) * (int64_t(1) << (finest - of_b.exponent));
+    out.values[i] = requantized(node, sum, finest - node.format.exponent, node.relu);
+  }
+  return out;
+}
+
+// What a node writes.
 inline Tensor run_node(const mq::Program& program, const mq::Node& node, const std::vector<Tensor>& tensors) {
   const Tensor& in = tensors[node.inputs[0]];
   if (node.kind == mq::Kind::convolution) return convolution(program, node, in);
   if (node.kind == mq::Kind::max_pool) return max_pool(program, node, in);
-  if (node.kind == mq::Kind::upsample) return upsample(program, node, in);
+  if (node.kind == mq::Kind::avg_pool) return average(program, node, in);
+  if (node.kind == mq::Kind::upsample) return node.mode == mq::Upsampling::linear ? linear(program, node, in) : upsample(program, node, in);
+  if (node.kind == mq::Kind::relu) return relu(program, node, in);
+  if (node.kind == mq::Kind::add) return addition(program, node, in, tensors[node.inputs[1]]);
   if (node.kind == mq::Kind::concat) return concat(node, tensors);
   std::abort();
 }

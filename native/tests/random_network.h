@@ -211,7 +211,7 @@ class RandomNetwork {
     }
   }
   int64_t extreme(int64_t room, int32_t& shift) {
-    shift = int32_t(chance(2) ? between(-40, 60) : between(22, 30));
+    shift = int32_t(chance(2) ? between(-40, 110) : between(22, 30));
     return chance(2) ? room : -room;
   }
   // Just beside the middle between two integers: where the sum has more bits than float32, it would be taken for the middle.

@@ -13,7 +13,11 @@ import pytest
 CMAKE = shutil.which("cmake")
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 NETWORKS = 200
-SAID = re.compile(r"^(\d+) sets:.* portable\n(\d+) comparisons, (\d+) winograd and (\d+) direct layers, 0 failures$", re.MULTILINE)
+SAID = re.compile(
+    r"^(\d+) sets:.* portable\n"
+    r"(\d+) comparisons, (\d+) winograd and (\d+) direct layers, (\d+) runs in filled arenas, 0 failures$",
+    re.MULTILINE,
+)
 
 pytestmark = pytest.mark.skipif(CMAKE is None or COMPILER is None, reason="needs CMake and a C++ compiler")
 
@@ -32,8 +36,9 @@ def _compare(repository: Path, folder: Path, networks: int, *options: str) -> No
     said = _done(str(folder / "kernels_test"), str(networks))
     found = SAID.search(said)
     assert found is not None, said
-    sets, comparisons, winograd, direct = (int(number) for number in found.groups())
+    sets, comparisons, winograd, direct, arenas = (int(number) for number in found.groups())
     assert comparisons == sets * networks
+    assert arenas == 2 * sets * networks
     # The portable set has both kinds; a run without enough of them has not tested them.
     assert winograd > networks / 4, said
     assert direct > 2 * networks, said

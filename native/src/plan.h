@@ -52,6 +52,22 @@ struct Extent {
   int64_t voxels() const { return lines() * of[2]; }
 };
 
+// Places of the output that one part of a direct convolution computes: m in [lowest, lowest + count) along each axis.
+struct PartPlaces {
+  int64_t lowest[3], count[3];
+  PartPlaces(const Part& part, const Extent& out);
+  bool any() const { return count[0] > 0 && count[1] > 0 && count[2] > 0; }
+};
+
+// A part of a direct convolution and how its lines are shared out.
+struct DirectWork {
+  Direct job;
+  std::vector<Run> runs;
+  int64_t lines = 0, chunk = 1, first_item = 0;
+  int64_t start = 0;  // of accumulators: where the output lies is known when the image comes
+  int64_t items() const { return (lines + chunk - 1) / chunk; }
+};
+
 class Plan {
  public:
   // Throws BadInput where the image does not fit.
@@ -93,6 +109,7 @@ class Plan {
   void add_image(size_t node);
   void add_winograd(size_t node);
   void add_direct(size_t node);
+  DirectWork direct_work(size_t node, const Part& part, const PartPlaces& places, uint8_t* expanded) const;
   void add_concat(size_t node);
   void add_move(size_t node);
   void add_output(size_t node);
@@ -112,12 +129,11 @@ class Plan {
   uint8_t* arena_ = nullptr;
 };
 
-// Places of the output that one part of a direct convolution computes: m in [lowest, lowest + count) along each axis.
-struct PartPlaces {
-  int64_t lowest[3], count[3];
-  PartPlaces(const Part& part, const Extent& out);
-  bool any() const { return count[0] > 0 && count[1] > 0 && count[2] > 0; }
-};
+// Sizes along depth, row, column; `missing` along a depth that is not there.
+Axes three(const Program& program, const Axes& axes, int32_t missing);
+
+// Items a thread should find in a phase, so that one that is slower leaves some to the others.
+constexpr int64_t kChunksPerThread = 4;
 
 size_t expanded_bytes(const Part& part, bool winograd, int64_t steps, const KernelSet& kernels);
 

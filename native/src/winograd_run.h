@@ -2,6 +2,7 @@
 #pragma once
 
 #include "winograd.h"
+#include "winograd_weights.h"
 #ifdef __AVX512VNNI__
 #include "winograd_narrow.h"
 #endif

@@ -130,11 +130,20 @@ def _print_rows(workload: Workload, rows: dict[str, Any]) -> None:
         print(f"{name:{left}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
 
 
+def restart_with_sleeping_threads(threads: int) -> None:
+    """Start this process anew with waiting threads that sleep, unless it has been: spinning ones slow down whoever comes next.
+
+    OpenMP reads its settings once, when torch is imported, which has happened by now.
+    """
+    wanted = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
+
+
 def main() -> None:
     arguments = _arguments()
-    # Waiting threads sleep; otherwise the pools of four libraries in one process would fight for the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    restart_with_sleeping_threads(arguments.threads)
     versions = {package: _version(package) for package in PACKAGES}
     with tempfile.TemporaryDirectory() as temporary:
         place = arguments.folder or Path(temporary)

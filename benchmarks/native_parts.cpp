@@ -134,11 +134,8 @@ void run_wide(Case& layer, Stages& stages) {
 void run_narrow(Case& layer, Stages& stages) {
   const mq::Winograd& job = layer.job;
   int64_t since = now();
-  for (mq::TileWalk at(job, 0); at.row < job.tile_rows() && at.depth == 0;) {
-    const int64_t count = std::min<int64_t>(mq::kNarrowTiles, job.tile_columns() - at.column);
-    mq::transform_narrow(job, at, count, layer.scratch.data());
-    for (int64_t n = 0; n < count; ++n) at.next();
-  }
+  mq::NarrowTransforms transforms(job, layer.scratch.data());
+  for (mq::NarrowWalk walk(job, 0, job.tile_rows()); !walk.done(); walk.next()) transforms.prepare(walk);
   stages.inputs.until(since);
   mq::winograd_run(job, 0, job.tiles(), layer.scratch.data());
   stages.products.until(since);

@@ -158,6 +158,7 @@ def test_a_table_of_large_numbers_stays_narrow(capsys: pytest.CaptureFixture[str
     assert cells.count("99.9 (99.9–99.9)") == len(inference.BASES)
 
 
+@pytest.mark.slow
 @needs_library
 def test_inference_runs_the_native_engine(repository: Path, tmp_path: Path) -> None:
     variants = ["medquant-torch", NATIVE]

@@ -27,6 +27,8 @@ def _processor_has(names: tuple[str, ...]) -> bool:
     return listing.is_file() and set(names) <= set(listing.read_text().split())
 
 
+# The default run meets the same functions in every kernel set through test_native_kernels.
+@pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("kernels", FLAGS)
 def test_every_function_agrees_with_its_definition(kernels: str, repository: Path, tmp_path: Path) -> None:

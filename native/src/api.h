@@ -35,7 +35,7 @@ MQ_EXPORT int mq_abi(void);
 // Names of the kernel sets this processor can run, the fastest first, separated by commas: "avx512vnni,avxvnni,avx2,portable".
 MQ_EXPORT const char* mq_kernels(void);
 
-// Checks a program, packs its weights to their true width, starts the threads.
+// Checks a program, packs its weights to 4 or 8 bits, starts the threads.
 // `kernels`: "auto" or one of mq_kernels(). `threads`: those used, the caller's among them, at least 1.
 MQ_EXPORT int mq_open(const uint8_t* program, size_t program_bytes, const int8_t* const* weights, const size_t* weight_sizes,
                       size_t weight_count, const char* kernels, int threads, mq_engine** engine, char* error, size_t error_bytes);

@@ -1,4 +1,4 @@
-"""``native``: the package's own library, see native/src; each weight keeps its true width there."""
+"""``native``: the package's own library, see native/src; weights stay in 4 or 8 bits there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PRIORITY_WITHOUT = 10
 class NativeEngine(Engine):
     """Hands the program to the library once; threads that run one engine take turns.
 
-    The weights of :attr:`program` are zeros that take no memory: the library has its own, packed to their true width.
+    The weights of :attr:`program` are zeros that take no memory: the library has its own, packed to 4 or 8 bits.
     """
 
     info = EngineInfo("native", "exact Winograd and 8-bit kernels of our own on the CPU", exact=True, priority=40)

@@ -38,8 +38,8 @@ from medquant.quant.program import AddNode, ConvolutionNode, ImageNode, IntegerP
 
 EXACT = [name for name, engine in ENGINES.items() if engine.info.exact and engine.unavailable() is None]
 PLANS = {"W4A6": (4, 6, 8), "W8A8": (8, 8, 8), "W1A1": (1, 1, 1), "W3A5": (3, 5, 6), "mixed": (4, 6, 8)}
-# Values that each test of a U-Net compares at least, in three implementations: over 10**7 in all.
-LEAST = {2: 4_000_000, 3: 1_400_000}
+# Values that a U-Net compares at least with each plan, in three implementations: over 10**7 in all.
+LEAST = {2: 800_000, 3: 280_000}
 
 
 def randomise(module: nn.Module, seed: int) -> nn.Module:
@@ -162,14 +162,31 @@ def unet_graph(block: Any, upsample: Any, dimensions: Any, seed: int, channels: 
     return simplify(capture(randomise(UNet(options), seed), torch.zeros(1, 1, *size)))
 
 
+def some_plans(architecture: int) -> set[str]:
+    """Two of the five, so that over the architectures every one is met at least four times."""
+    return {list(PLANS)[(architecture + step) % len(PLANS)] for step in (0, 2)}
+
+
 @pytest.mark.parametrize(("block", "upsample", "dimensions"), ARCHITECTURES)
 def test_unets_agree_in_every_tensor(block: str, upsample: str, dimensions: int) -> None:
+    compare_unets(block, upsample, dimensions, some_plans(ARCHITECTURES.index((block, upsample, dimensions))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "upsample", "dimensions"), ARCHITECTURES)
+def test_unets_agree_in_every_tensor_with_the_other_plans(block: str, upsample: str, dimensions: int) -> None:
+    compare_unets(block, upsample, dimensions, set(PLANS) - some_plans(ARCHITECTURES.index((block, upsample, dimensions))))
+
+
+def compare_unets(block: str, upsample: str, dimensions: int, plans: set[str]) -> None:
     seed = ARCHITECTURES.index((block, upsample, dimensions))
     channels, depth = (6, 4) if dimensions == 2 else (4, 3)
     graph = unet_graph(block, upsample, dimensions, seed, channels, depth)
     size = (56, 40) if dimensions == 2 else (16, 8, 12)
     count = 0
     for place, plan in enumerate(PLANS):
+        if plan not in plans:
+            continue
         x = images((1, *size), seed)
         network = network_of(graph, plan, x[:1], seed * 10 + place)
         written = assert_all_agree(network, x, f"{block} {upsample} {dimensions}D {plan}")
@@ -178,7 +195,7 @@ def test_unets_agree_in_every_tensor(block: str, upsample: str, dimensions: int)
         formats = {node.name: node.output for node in lower(network) if node.output is not None}
         assert any(written[name].max() == form.highest - form.zero_point for name, form in formats.items() if name != "input")
         assert any(written[name].min() == -form.zero_point for name, form in formats.items() if name != "input")
-    assert count >= LEAST[dimensions]
+    assert count >= len(plans) * LEAST[dimensions]
 
 
 @pytest.mark.slow

@@ -69,6 +69,7 @@ def test_killed_run_resumes_to_the_same_bits(uninterrupted: tuple[dict[str, byte
     assert _differing(found, expected) == []
 
 
+@pytest.mark.slow  # tests/cli/test_commands.py sends signals within one process
 def test_ctrl_c_saves_and_resumes_to_the_same_bits(uninterrupted: tuple[dict[str, bytes], float], tmp_path: Path) -> None:
     expected, _ = uninterrupted
     found, code = _interrupted(tmp_path, 1.0, signal.SIGINT)

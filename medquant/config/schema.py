@@ -198,7 +198,7 @@ class TrainConfig(Section):
     )
     schedule: Literal["cosine", "paper_steps", "cosine_to_zero"] = Field(
         default="cosine",
-        description="learning rate over a stage: warm-up and cosine to 1 %; or, without warm-up, a tenth at every fifth of it, or cosine to 0",
+        description="rate over a stage: warm-up and cosine to 1 %; or, without warm-up, a tenth at every fifth of it, or cosine to 0",
     )
     clip_norm: float = Field(default=5.0, ge=0, le=1e6, description="largest norm of all gradients together; 0: any")
     select: Literal["best", "last"] = Field(default="best", description="checkpoint that is kept: best on validation, or the last")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medquant.errors import ConfigError
 import medquant.quant.ternary_tanh  # noqa: F401  # registers its operator with torch
+from medquant.errors import ConfigError
 from medquant.quant.graph import BatchMultiple, FloatOperation, HeldTensor, ReadInput
 
 # A copy where a view is not possible: activations may be stored channels last here, which they were not when the network was read.

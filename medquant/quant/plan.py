@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from medquant.config.bits import BitRule, resolve
 from medquant.errors import ConfigError, UsageError
 from medquant.quant.formats import FLOAT_BITS
-from medquant.quant.graph import TERNARY_TANH, Add, AvgPool, BatchNorm, Convolution, FloatOperation, Graph, Input, Linear, Operation, Upsample
+from medquant.quant.graph import (
+    TERNARY_TANH,
+    Add,
+    AvgPool,
+    BatchNorm,
+    Convolution,
+    FloatOperation,
+    Graph,
+    Input,
+    Linear,
+    Operation,
+    Upsample,
+)
 
 DefaultBits = Callable[[Operation, Graph, tuple[int, int]], tuple[int, int]]
 """From a layer, its graph and the bits (weight, activation) it would have, to those it gets where no rule speaks of it."""
@@ -156,7 +168,11 @@ def _refuse_idle_activations(rules: Sequence[BitRule], sites: Sequence[Operation
 
 def _feeds_batch_norm(site: Operation, graph: Graph) -> bool:
     readers = graph.readers(site.name)
-    return isinstance(site, Convolution | Add) and bool(readers) and all(isinstance(reader, BatchNorm) or _is_function(reader) for reader in readers)
+    return (
+        isinstance(site, Convolution | Add)
+        and bool(readers)
+        and all(isinstance(reader, BatchNorm) or _is_function(reader) for reader in readers)
+    )
 
 
 def _is_function(operation: Operation) -> bool:

@@ -188,9 +188,9 @@ class TrainingSession:
     def _check_decision(self) -> None:
         if self.is_integer and not self.decision.is_plain:
             raise ConfigError(
-                f"eval.threshold {self.config.eval.threshold} and eval.batch_statistics {str(self.config.eval.batch_statistics).lower()}: an "
-                f"integer program, as method {self.method.name} makes, decides by the sign of its output (0.5) and has no batch norm; leave "
-                "both out"
+                f"eval.threshold {self.decision.threshold}, eval.batch_statistics {str(self.decision.batch_statistics).lower()}: method "
+                f"{self.method.name} makes an integer program, which decides by the sign of its output (0.5) and has no batch norm; "
+                "leave both out"
             )
         if self.decision.threshold != 0.5 and configured_outputs(self.config, len(self.dataset.info.classes)) != 1:
             raise ConfigError(f"eval.threshold {self.config.eval.threshold} decides between two classes only; leave it at 0.5")

@@ -56,7 +56,8 @@ class TernaryOptions(Section):
         default="float", description="image and weights of first and last layer; quantized: ternary weights, an image of edge_bits"
     )
     init: Literal["warm_start", "uniform"] = Field(
-        default="warm_start", description="ternary weights at the start: the warm start's, or U(-1, 1) with biases 0, as the 2019 paper has it"
+        default="warm_start",
+        description="ternary weights at the start: the warm start's, or U(-1, 1) with biases 0, as the 2019 paper has it",
     )
     beta_start: float = Field(default=3.0, gt=0, le=100, description="slope of the ternary tanh when quantized training begins")
     beta_end: float = Field(default=8.0, gt=0, le=100, description="slope it reaches, linearly, when quantized training ends")

@@ -10,7 +10,9 @@ import pytest
 import tifffile
 
 from medquant.data.datasets.isbi_em import IMAGE_FILE, LABEL_FILE
-from tests.small_sessions import small_world, train_small
+from medquant.errors import ConfigError
+from medquant.train.checkpoint import load_checkpoint
+from tests.small_sessions import small_world, start_small, train_small
 
 SETTING = (
     "data.dataset=isbi_em",
@@ -65,8 +67,12 @@ def em(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("activation", ["relu", "ternary_tanh"])
-@pytest.mark.parametrize("row", list(ROWS))
+# One of the fourteen stands for all of them by default, beside the one whose slopes are looked at below.
+_QUICK = [("BNN", "relu")]
+_ALL = [(row, activation) for row in ROWS for activation in ("relu", "ternary_tanh")]
+
+
+@pytest.mark.parametrize(("row", "activation"), [case if case in _QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in _ALL])
 def test_a_row_trains_and_is_scored(row: str, activation: str, em: Path, tmp_path: Path) -> None:
     with small_world():
         finished = train_small(tmp_path / "run", *SETTING, *ROWS[row], f"data.path={em}", f"model.activation={activation}")
@@ -75,3 +81,33 @@ def test_a_row_trains_and_is_scored(row: str, activation: str, em: Path, tmp_pat
     assert len(document["cases"]) == 2  # of 10 slices 2 are tested
     assert all(score.dice["cell"] >= 0.0 for score in finished.evaluation.scores)
     assert finished.document["agreement"] is None
+
+
+def test_slopes_rise_over_the_epochs_and_the_last_one_is_scored(em: Path, tmp_path: Path) -> None:
+    with small_world():
+        train_small(tmp_path / "run", *SETTING, *ROWS["Q6.0 Q0.4"], f"data.path={em}", "model.activation=ternary_tanh", "model.depth=2")
+    kept = load_checkpoint(tmp_path / "run" / "best").tensors
+    slopes = {float(tensor) for name, tensor in kept.items() if "float_tensors" in name}
+    assert slopes == {8.0}  # of the second of two epochs
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ("model.activation=ternary_tanh", "eval.threshold=0.5", "eval.batch_statistics=false"),
+            "method fixed_point makes integer programs",
+        ),
+        (("eval.batch_statistics=false",), "decides by the sign of its output"),
+        (("eval.threshold=0.5",), "has no batch norm"),
+        (
+            ("data.path=null", "data.dataset=phantom", "data.normalisation=zscore_slice", "data.window=null", "quant.method=paper"),
+            "two classes",
+        ),
+        (("model.activation=ternary_tanh", "model.block=conv_norm_act"), "needs model.block conv_act_norm"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: tuple[str, ...], message: str, em: Path, tmp_path: Path) -> None:
+    with small_world(), pytest.raises(ConfigError, match=message):
+        start_small(tmp_path / "run", *SETTING, f"data.path={em}", *settings)
+    assert not (tmp_path / "run").exists()

@@ -121,8 +121,10 @@ class ModelConfig(Section):
     norm: Literal["auto", "batch", "instance", "group"] = Field(
         default="auto", description="normalisation; auto: batch, which folds away exactly, where the network offers it; others stay float"
     )
-    activation: Literal["auto", "relu", "leaky_relu", "prelu"] = Field(
-        default="auto", description="rectifier; auto: relu, which is exact, where the network offers it; others stay float"
+    activation: Literal["auto", "relu", "leaky_relu", "prelu", "ternary_tanh"] = Field(
+        default="auto",
+        description="rectifier; auto: relu, which is exact, where the network offers it; others stay float; ternary_tanh: the 2019 "
+        "paper's Tanh networks (unet with conv_act_norm), slope 3 to 8 over the epochs",
     )
     residual_units: int = Field(default=0, ge=0, le=4, description="residual units of a level (monai_unet), residual blocks (dynunet)")
     arguments: dict[str, JsonValue] = Field(
@@ -189,6 +191,16 @@ class TrainConfig(Section):
     validation_slices: int = Field(
         default=256, ge=1, le=1_000_000, description="slices watched after each epoch, evenly spaced over the validation cases"
     )
+    loss: Literal["ce_dice", "bce_dice", "dice"] = Field(
+        default="ce_dice",
+        description="cross-entropy plus Dice of both classes; as the 2019 paper, for two classes: half cross-entropy, half soft Dice of "
+        "class 1 over the whole batch, or that Dice alone",
+    )
+    schedule: Literal["cosine", "paper_steps", "cosine_to_zero"] = Field(
+        default="cosine",
+        description="rate over a stage: warm-up and cosine to 1 %; or, without warm-up, a tenth at every fifth of it, or cosine to 0",
+    )
+    clip_norm: float = Field(default=5.0, ge=0, le=1e6, description="largest norm of all gradients together; 0: any")
     select: Literal["best", "last"] = Field(default="best", description="checkpoint that is kept: best on validation, or the last")
 
 
@@ -197,6 +209,17 @@ class EvalConfig(Section):
 
     split: Literal["train", "validation", "test"] = Field(default="test", description="part of the dataset that is scored")
     engine: Name = Field(default="auto", description="engine in the registry; auto: the fastest exact one that works here")
+    threshold: float = Field(
+        default=0.5, gt=0, lt=1, description="probability from which a pixel is class 1; but for 0.5 only where torch runs the network"
+    )
+    protocol: Literal["ours", "paper"] = Field(
+        default="ours",
+        description="Dice of whole cases; or, not to be compared with it, of single slices as the 2019 paper has it, an empty one being 0",
+    )
+    batch_statistics: bool = Field(
+        default=False, description="batch norm with the statistics of the scored slices, as the 2019 paper validated EM; torch only"
+    )
+    hard_ternary: bool = Field(default=False, description="score model.activation ternary_tanh with its limit: -1, 0 or 1")
 
 
 class CardConfig(Section):
@@ -233,6 +256,16 @@ class Config(Section):
             raise ValueError("data.fold and data.test_site both choose the test part; leave one out")
         if self.data.fold is not None and self.data.fold >= self.data.folds:
             raise ValueError(f"data.fold must be below data.folds {self.data.folds}; found {self.data.fold}")
+        return self
+
+    @model_validator(mode="after")
+    def _paper_options_fit_together(self) -> Self:
+        if self.model.activation == "ternary_tanh" and self.model.block != "conv_act_norm":
+            raise ValueError("model.activation ternary_tanh needs model.block conv_act_norm, the order it is quantized in; set both")
+        if self.eval.hard_ternary and self.model.activation != "ternary_tanh":
+            raise ValueError(f"eval.hard_ternary goes with model.activation ternary_tanh; found {self.model.activation}")
+        if self.eval.protocol == "paper" and self.model.dimensions == 3:
+            raise ValueError("eval.protocol paper scores slices; it goes with model.dimensions 2")
         return self
 
     @model_validator(mode="after")

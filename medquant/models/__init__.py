@@ -22,7 +22,11 @@ MODELS: dict[str, Network] = {
     "unet": Network(
         "the U-Net of the 2019 fixed-point paper, with the options that matter",
         UNet,
-        offers={"block": ("conv_norm_act", "conv_act_norm"), "upsample": ("bilinear", "nearest", "transposed")},
+        offers={
+            "block": ("conv_norm_act", "conv_act_norm"),
+            "upsample": ("bilinear", "nearest", "transposed"),
+            "activation": ("relu", "ternary_tanh"),
+        },
     ),
     "monai_unet": MONAI_UNET,
     "basic_unet": BASIC_UNET,

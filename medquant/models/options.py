@@ -12,7 +12,7 @@ from medquant.errors import ConfigError
 from medquant.models.unet import UNetOptions
 
 NormKind = Literal["batch", "instance", "group"]
-ActivationKind = Literal["relu", "leaky_relu", "prelu"]
+ActivationKind = Literal["relu", "leaky_relu", "prelu", "ternary_tanh"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class NetworkOptions(UNetOptions):
 
     Args:
         norm: normalisation; batch norm alone folds away exactly.
-        activation: rectifier; ReLU alone is exact in an integer program.
+        activation: rectifier, or the ternary tanh in its place; ReLU alone is exact in an integer program.
         residual_units: residual units of a level (``monai_unet``), or residual blocks when above 0 (``dynunet``).
         deep_supervision: also train the outputs of coarser levels; they leave the network in training mode only.
         size: spatial size of the training patches, for networks that take images of one size only; () where it does not matter.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medquant.errors import ConfigError
+from medquant.models.ternary_tanh import TernaryTanh
 
 BlockOrder = Literal["conv_norm_act", "conv_act_norm"]
 UpsampleKind = Literal["bilinear", "nearest", "transposed"]
@@ -38,6 +39,7 @@ class UNetOptions:
         upsample: ``bilinear`` is the paper's; ``transposed`` is a 2×2 transposed convolution of stride 2.
         dropout: channel dropout after each convolution, in float training only; 0 is the paper's text.
         dimensions: 2 or 3.
+        activation: ``relu``, or ``ternary_tanh`` as in the paper's Tanh networks; any other name is taken for ``relu``.
 
     Raises:
         ConfigError: an option is not one of these, or out of range.
@@ -51,6 +53,7 @@ class UNetOptions:
     upsample: UpsampleKind = "bilinear"
     dropout: float = 0.0
     dimensions: Literal[2, 3] = 2
+    activation: str = "relu"
 
     def __post_init__(self) -> None:
         mistakes = [
@@ -78,7 +81,7 @@ class DoubleConv(nn.Module):
         self.norm1 = norm(out_channels)
         self.conv2 = conv(out_channels, out_channels, 3, padding=1)
         self.norm2 = norm(out_channels)
-        self.act = nn.ReLU(inplace=True)
+        self.act: nn.Module = TernaryTanh() if options.activation == "ternary_tanh" else nn.ReLU(inplace=True)
         self.dropout = dropout(options.dropout) if options.dropout > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

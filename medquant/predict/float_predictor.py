@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import pairwise, product
 
 import numpy as np
@@ -14,6 +17,36 @@ from torch import nn
 from medquant.data.volume import FloatArray, LabelArray
 from medquant.errors import InputError
 from medquant.predict.predictors import MaskPredictor
+from medquant.quant.batch_norm import with_batch_statistics
+from medquant.quant.ternary_tanh import hardened
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a network that torch runs is evaluated, and its one output decided. The defaults are what every engine does.
+
+    Args:
+        threshold: probability above which a pixel is class 1.
+        batch_statistics: batch norm takes the mean and variance of what it is shown, not those of training.
+        hard_ternary: ternary tanhs are replaced by their limit.
+    """
+
+    threshold: float = 0.5
+    batch_statistics: bool = False
+    hard_ternary: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every engine could do it."""
+        return self == Decision()
+
+    @property
+    def level(self) -> float:
+        """The output above which a pixel is class 1: 0 at a probability of one half."""
+        return 0.0 if self.threshold == 0.5 else math.log(self.threshold / (1.0 - self.threshold))
+
+
+PLAIN = Decision()
 
 
 class FloatPredictor(MaskPredictor):
@@ -25,19 +58,28 @@ class FloatPredictor(MaskPredictor):
         dimensions: as for :class:`MaskPredictor`.
         only_size: the one size of images the network takes, None where any multiple will do. Others are seen through windows of
             that size that overlap by half; each voxel is decided by the window whose middle is nearest.
+        decision: how its output is decided.
     """
 
     name = "float"
 
-    def __init__(self, network: nn.Module, size_multiple: int, dimensions: int = 2, only_size: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        size_multiple: int,
+        dimensions: int = 2,
+        only_size: Sequence[int] | None = None,
+        decision: Decision = PLAIN,
+    ) -> None:
         super().__init__(size_multiple, dimensions)
         self.network, self.only_size = network, None if only_size is None else tuple(only_size)
+        self.decision = decision
         self.device = next(network.parameters()).device
 
     def _predict(self, images: FloatArray) -> LabelArray:
         logits = self._logits(images)
         if logits.shape[1] == 1:
-            mask: NDArray[np.uint8] = (logits[:, 0] > 0).to(torch.uint8).cpu().numpy()
+            mask: NDArray[np.uint8] = (logits[:, 0] > self.decision.level).to(torch.uint8).cpu().numpy()
             return mask
         chosen: NDArray[np.uint8] = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
         return chosen
@@ -49,12 +91,21 @@ class FloatPredictor(MaskPredictor):
     def _logits(self, images: FloatArray) -> torch.Tensor:
         was_training = self.network.training
         self.network.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._as_decided():
             x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
             x = x.contiguous(memory_format=torch.channels_last) if self.dimensions == 2 else x
             logits: torch.Tensor = self.network(x) if self.only_size is None else _in_windows(self.network, x, self.only_size)
         self.network.train(was_training)
         return logits
+
+    @contextmanager
+    def _as_decided(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.decision.hard_ternary:
+                stack.enter_context(hardened(self.network))
+            if self.decision.batch_statistics:
+                stack.enter_context(with_batch_statistics(self.network))
+            yield
 
 
 def _in_windows(network: nn.Module, images: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,22 @@ def reestimate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.train(was_training)
+
+
+@contextmanager
+def with_batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Within, batch norm of a network takes the statistics of what it is shown; those it keeps do not change."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    kept = [(norm.training, norm.track_running_stats, norm.running_mean, norm.running_var) for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    try:
+        yield
+    finally:
+        for norm, (was_training, tracks, mean, variance) in zip(norms, kept, strict=True):
+            norm.train(was_training)
+            norm.track_running_stats, norm.running_mean, norm.running_var = tracks, mean, variance
 
 
 def live_norm(operation: BatchNorm) -> nn.BatchNorm1d:

@@ -24,6 +24,7 @@ _KINDS: dict[str, tuple[str, str]] = {
     "softmax": ("softmax", _CURVE),
     "gelu": ("gelu", _CURVE),
     "tanh": ("tanh", _CURVE),
+    "ternary_tanh": ("ternary tanh", "float: no integer form of a tanh; ReLU (model.activation=relu) is exact"),
     "silu": ("silu", _CURVE),
     "elu": ("elu", _CURVE),
     "exp": ("exp", _CURVE),
@@ -50,6 +51,7 @@ _MOVES = {
 ANY_SIZE = {
     "instance_norm", "group_norm", "layer_norm", "leaky_relu", "prelu", "sigmoid", "softmax", "gelu", "tanh", "silu", "elu", "exp", "mul",
     "div", "add", "sub", "cat", "concat", "concatenate", "linear", "avg_pool2d", "avg_pool3d", "max_pool2d", "max_pool3d", "pixel_shuffle",
+    "ternary_tanh",
 }  # fmt: skip
 """Operations that mean the same for images of every size, unless they hold a constant."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import medquant.quant.ternary_tanh  # noqa: F401  # registers its operator with torch
 from medquant.errors import ConfigError
 from medquant.quant.graph import BatchMultiple, FloatOperation, HeldTensor, ReadInput
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 UpsampleMode = Literal["nearest", "linear"]
 
+TERNARY_TANH = "medquant.ternary_tanh.default"
+"""The torch operator of a float operation that is a ternary tanh."""
+
 
 @dataclass(frozen=True)
 class ConvGeometry:

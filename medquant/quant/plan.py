@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from medquant.config.bits import BitRule, resolve
 from medquant.errors import ConfigError, UsageError
 from medquant.quant.formats import FLOAT_BITS
-from medquant.quant.graph import Add, AvgPool, BatchNorm, Convolution, FloatOperation, Graph, Input, Linear, Operation, Upsample
+from medquant.quant.graph import (
+    TERNARY_TANH,
+    Add,
+    AvgPool,
+    BatchNorm,
+    Convolution,
+    FloatOperation,
+    Graph,
+    Input,
+    Linear,
+    Operation,
+    Upsample,
+)
 
 DefaultBits = Callable[[Operation, Graph, tuple[int, int]], tuple[int, int]]
 """From a layer, its graph and the bits (weight, activation) it would have, to those it gets where no rule speaks of it."""
@@ -101,7 +113,7 @@ def resolve_plan(
         weight = edge_bits if site.name in edges and wbits != FLOAT_BITS else wbits
         activation = edge_bits if isinstance(site, Input) and abits != FLOAT_BITS else abits
         if _feeds_batch_norm(site, graph):
-            # Batch norm as a layer of its own reads real values; what it writes is quantized.
+            # Batch norm as a layer of its own reads real values; what it writes is quantized. So does a function before it.
             activation = FLOAT_BITS
         if isinstance(site, BatchNorm):
             weight = FLOAT_BITS
@@ -156,7 +168,16 @@ def _refuse_idle_activations(rules: Sequence[BitRule], sites: Sequence[Operation
 
 def _feeds_batch_norm(site: Operation, graph: Graph) -> bool:
     readers = graph.readers(site.name)
-    return isinstance(site, Convolution | Add) and bool(readers) and all(isinstance(reader, BatchNorm) for reader in readers)
+    return (
+        isinstance(site, Convolution | Add)
+        and bool(readers)
+        and all(isinstance(reader, BatchNorm) or _is_function(reader) for reader in readers)
+    )
+
+
+def _is_function(operation: Operation) -> bool:
+    # Quantizing what a bounded curve reads would be another network than the one that has it in a rectifier's place.
+    return isinstance(operation, FloatOperation) and operation.target == TERNARY_TANH
 
 
 def _note(

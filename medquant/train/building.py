@@ -88,7 +88,13 @@ def plan_network(config: Config, network: nn.Module, inputs: int) -> tuple[Graph
     # A float network is planned and weighed as it runs, with batch norm folded.
     graph = simplify(capture(network, example), method.keeps_batch_norm and (quant.wbits, quant.abits) != (FLOAT_BITS, FLOAT_BITS))
     rules = [parse_rule(text) for text in quant.layer_bits]
-    return graph, resolve_plan(graph, quant.wbits, quant.abits, quant.edge_bits, rules, method.default_bits)
+    plan = resolve_plan(graph, quant.wbits, quant.abits, quant.edge_bits, rules, method.default_bits)
+    if method.exact and not plan.is_float and config.model.activation == "ternary_tanh":
+        raise ConfigError(
+            f"model.activation ternary_tanh has no integer form, and method {method.name} makes integer programs; "
+            "use relu, or quant.method paper, binary or ternary"
+        )
+    return graph, plan
 
 
 def configured_cache(config: Config) -> ArrayCache:

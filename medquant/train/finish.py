@@ -19,6 +19,7 @@ from medquant.evaluate.evaluation import SCHEMA as EVAL_SCHEMA
 from medquant.evaluate.evaluation import Evaluation, baseline_document, evaluate_cases, scores_document
 from medquant.evaluate.intervals import summarise
 from medquant.evaluate.ledger import Ledger, weigh_plan, weigh_program
+from medquant.evaluate.paper_protocol import evaluate_slices
 from medquant.evaluate.process_memory import measure_process_peak
 from medquant.evaluate.threshold_search import search_thresholds
 from medquant.predict.blocks import shown_at_once
@@ -199,7 +200,8 @@ def _twin_predictor(session: TrainingSession) -> FloatPredictor | None:
 def _evaluate(session: TrainingSession, cases: Sequence[PreparedCase], predictor: MaskPredictor) -> Evaluation:
     # Masks are kept for the pictures alone: those of a whole test set would not fit into memory.
     kept = {case.id for case in pictured(cases)}
-    return evaluate_cases(cases, session.dataset.info, predictor, lambda case: _heed_stop(session), kept)
+    evaluate = evaluate_slices if session.config.eval.protocol == "paper" else evaluate_cases
+    return evaluate(cases, session.dataset.info, predictor, lambda case: _heed_stop(session), kept)
 
 
 def scored_cases(session: TrainingSession) -> list[PreparedCase]:
@@ -262,6 +264,7 @@ def _document(
             "edge_bits": config.quant.edge_bits,
             "layer_bits": list(config.quant.layer_bits),
         },
+        "scoring": config.eval.model_dump(mode="json", include={"threshold", "protocol", "batch_statistics", "hard_ternary"}),
         "seed": config.train.seed,
         "preparation": {**session.preparation.to_json(), "region": region_json(config)},
         "bits": config.quant.record(),

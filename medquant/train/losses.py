@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medquant.errors import ConfigError
+
 _SMOOTH = 1.0
 """Added to both sides of the soft Dice quotient, so that an absent class neither divides by zero nor dominates."""
 
+_PAPER_SMOOTH = 1e-4
+"""The same of the 2019 paper."""
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy plus one minus the mean soft Dice over classes.
+
+LossKind = Literal["ce_dice", "bce_dice", "dice"]
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor, kind: LossKind = "ce_dice") -> Tensor:
+    """The loss of a configuration's ``train.loss``; by default cross-entropy plus one minus the mean soft Dice over classes.
 
     With one output the classes are the two signs of the logit, and both count in Dice: the rarer of the two (a membrane, an
     organ) is what a score is lost on. With several, class 0 is left out of Dice, as background is by custom.
@@ -22,15 +32,18 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: (N, 1 or classes, *S), any float type; with deep supervision (N, levels, 1 or classes, *S), all at full size.
         labels: class numbers, int64, (N, *S).
+        kind: ``ce_dice``; or, for one output, those of the 2019 paper (:func:`paper_loss`).
 
     Returns:
         A scalar in float32.
     """
     if logits.dim() == labels.dim() + 2:
         levels = logits.unbind(dim=1)
-        weighted = [0.5**level * segmentation_loss(each, labels) for level, each in enumerate(levels)]
+        weighted = [0.5**level * segmentation_loss(each, labels, kind) for level, each in enumerate(levels)]
         return torch.stack(weighted).sum() / (2.0 - 0.5 ** (len(levels) - 1))
     logits = logits.float()
+    if kind != "ce_dice":
+        return paper_loss(logits, labels, kind)
     if logits.shape[1] == 1:
         target = labels.unsqueeze(1).float()
         entropy = F.binary_cross_entropy_with_logits(logits, target)
@@ -40,6 +53,28 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     probability = torch.softmax(logits, dim=1)
     target = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()
     return entropy + 1.0 - _soft_dice(probability, target)[1:].mean()
+
+
+def paper_loss(logits: Tensor, labels: Tensor, kind: LossKind) -> Tensor:
+    """Losses of the 2019 paper's released code: soft Dice of class 1 over all pixels of the batch together.
+
+    Args:
+        logits: (N, 1, *S), float32.
+        labels: 0 or 1, int64, (N, *S).
+        kind: ``dice``: 1 - (2 Σpt + 1e-4) / (Σp + Σt + 1e-4); ``bce_dice``: half of it, and half the cross-entropy.
+
+    Raises:
+        ConfigError: the network has several outputs.
+    """
+    if logits.shape[1] != 1:
+        raise ConfigError(f"train.loss {kind} is for two classes and one output; found {logits.shape[1]} outputs: use ce_dice")
+    target = labels.unsqueeze(1).float()
+    probability = torch.sigmoid(logits)
+    overlap = 2.0 * (probability * target).sum() + _PAPER_SMOOTH
+    distance = 1.0 - overlap / (probability.sum() + target.sum() + _PAPER_SMOOTH)
+    if kind == "dice":
+        return distance
+    return 0.5 * F.binary_cross_entropy_with_logits(logits, target) + 0.5 * distance
 
 
 def distillation_loss(logits: Tensor, taught: Tensor) -> Tensor:

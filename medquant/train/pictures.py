@@ -11,6 +11,7 @@ import numpy as np
 from medquant.data.prepared import PreparedCase
 from medquant.data.volume import Case, DatasetInfo, Volume
 from medquant.evaluate.evaluation import Evaluation
+from medquant.evaluate.paper_protocol import slice_id
 from medquant.report.overlay import MethodPanel, OverlayRow, focus, overlay_figure
 from medquant.report.plots import DicePoint, dice_against_memory, training_curves
 from medquant.train.recorder import METRICS_NAME, read_records
@@ -71,7 +72,7 @@ def _overlay_rows(cases: Sequence[Case], info: DatasetInfo, named: Sequence[tupl
         image = case.image.array[:, :, k].astype(np.float32)
         panels = []
         for label, evaluation in named:
-            score = next(score for score in evaluation.scores if score.id == case.id)
+            score = next(score for score in evaluation.scores if score.id in (case.id, slice_id(case, k)))
             panels.append(MethodPanel(label, evaluation.masks[case.id][:, :, k], score.dice[name]))
         zoom = focus([truth, *[panel.prediction for panel in panels]], number) if np.mean(truth == number) < 0.05 else None
         title = case.id if case.image.shape[2] == 1 else f"{case.id} slice {k}"

@@ -31,7 +31,7 @@ from medquant.errors import CheckpointError, ConfigError, InputError
 from medquant.evaluate.evaluation import mean_dice, select_cases
 from medquant.models import resolve_choices
 from medquant.models.brought import is_brought
-from medquant.predict.float_predictor import FloatPredictor
+from medquant.predict.float_predictor import Decision, FloatPredictor
 from medquant.predict.predictors import ProgramPredictor
 from medquant.predict.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
 from medquant.quant.batch_norm import reestimate_batch_norm
@@ -101,6 +101,7 @@ class TrainingSession:
         graph, self.plan = plan_network(config, self.network, self.inputs)
         QuantNetwork(graph, self.plan, self.method)  # bits that do not go together are refused now, not after the warm start
         self._check_epochs()
+        self._check_decision()
         if config.quant.distillation > 0 and not self.method.learns:
             raise ConfigError(f"quant.distillation is a part of training, and method {self.method.name} trains nothing; leave it out")
         if config.quant.distillation > 0 and not config.train.float_twin:
@@ -176,7 +177,25 @@ class TrainingSession:
 
     def float_predictor(self, network: nn.Module) -> FloatPredictor:
         """Predicts with a network that torch runs: the float twin, or the simulation of a quantized one."""
-        return FloatPredictor(network, self.size_multiple, self.dimensions, self.only_size)
+        return FloatPredictor(network, self.size_multiple, self.dimensions, self.only_size, self.decision)
+
+    @property
+    def decision(self) -> Decision:
+        """How the output of a network that torch runs is decided."""
+        chosen = self.config.eval
+        return Decision(chosen.threshold, chosen.batch_statistics, chosen.hard_ternary)
+
+    def _check_decision(self) -> None:
+        if self.is_integer and not self.decision.is_plain:
+            raise ConfigError(
+                f"eval.threshold {self.decision.threshold}, eval.batch_statistics {str(self.decision.batch_statistics).lower()}: method "
+                f"{self.method.name} makes an integer program, which decides by the sign of its output (0.5) and has no batch norm; "
+                "leave both out"
+            )
+        if self.decision.threshold != 0.5 and configured_outputs(self.config, len(self.dataset.info.classes)) != 1:
+            raise ConfigError(f"eval.threshold {self.config.eval.threshold} decides between two classes only; leave it at 0.5")
+        if self.config.train.loss != "ce_dice" and configured_outputs(self.config, len(self.dataset.info.classes)) != 1:
+            raise ConfigError(f"train.loss {self.config.train.loss} is for two classes; use ce_dice")
 
     def _check_epochs(self) -> None:
         if self.warm_epochs == self.config.train.epochs:

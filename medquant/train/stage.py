@@ -14,6 +14,7 @@ from torch import nn
 from medquant.config.schema import QuantConfig, TrainConfig
 from medquant.errors import ConfigError, InterruptedRunError
 from medquant.quant.network import QuantNetwork
+from medquant.quant.ternary_tanh import set_slope, slope_at
 from medquant.train.batches import EpochBatches
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from medquant.train.losses import distillation_loss, segmentation_loss
@@ -110,6 +111,8 @@ class StageRunner:
     def _run_epoch(self) -> None:
         started, epoch, steps = time.monotonic(), self.progress.epoch, self.around.config.steps_per_epoch
         self._freeze_steps()
+        # By epochs of the whole run, whichever stage they belong to, as the 2019 paper's code does.
+        set_slope(self.network, slope_at(self.plan.first_epoch + epoch, self.around.config.epochs))
         self.network.train()
         waited, asked = 0.0, time.monotonic()
         for images, labels in self.around.batches.epoch(self.plan.first_epoch + epoch, self.progress.step, steps):
@@ -136,11 +139,12 @@ class StageRunner:
         with torch.autocast(self.around.device.type, torch.bfloat16, enabled=self.around.bfloat16 and not exact):
             logits = self.network(images)
             taught = None if self.teacher is None else self.teacher(images)
-        loss = segmentation_loss(logits, labels)
+        loss = segmentation_loss(logits, labels, self.around.config.loss)
         if taught is not None and self.quant is not None:
             loss = loss + self.quant.distillation * distillation_loss(logits, taught)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        if self.around.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.around.config.clip_norm)
         if isinstance(self.network, QuantNetwork):
             self.network.after_backward()
         self.optimizer.step()
@@ -190,7 +194,8 @@ class StageRunner:
         save_checkpoint(self.around.last_folder, pack_state(self.network, self.optimizer, self.progress))
 
     def _rate(self, step: int) -> float:
-        return learning_rate(self.plan.peak_lr, step, self.plan.epochs * self.around.config.steps_per_epoch)
+        train = self.around.config
+        return learning_rate(self.plan.peak_lr, step, self.plan.epochs * train.steps_per_epoch, train.schedule)
 
     def _set_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:

@@ -215,7 +215,7 @@ def test_channels_and_depth_are_monais_parameters() -> None:
         ("basic_unet", {"depth": 4}, "basic_unet has model.depth 5, found 4"),
         ("dynunet", {"depth": 2}, "dynunet has model.depth 3 or more, found 2"),
         ("unet", {"norm": "instance"}, "unet has model.norm batch, found instance"),
-        ("unet", {"activation": "prelu"}, "unet has model.activation relu, found prelu"),
+        ("unet", {"activation": "prelu"}, "unet has model.activation relu or ternary_tanh, found prelu"),
         ("monai_unet", {"upsample": "nearest"}, "monai_unet has model.upsample transposed, found nearest"),
         ("monai_unet", {"block": "conv_act_norm"}, "monai_unet has model.block conv_norm_act, found conv_act_norm"),
         ("segresnet", {"deep_supervision": True}, "segresnet has model.deep_supervision False, found True"),

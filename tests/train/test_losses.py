@@ -8,6 +8,7 @@ from math import log
 import pytest
 import torch
 
+from medquant.errors import ConfigError
 from medquant.train.losses import distillation_loss, segmentation_loss
 
 
@@ -79,3 +80,15 @@ def test_outputs_of_coarser_levels_weigh_half_as_much_each() -> None:
     expected = (finest + middle / 2 + coarsest / 4) / 1.75
     assert float(segmentation_loss(outputs, labels)) == pytest.approx(expected, rel=1e-6)
     assert float(segmentation_loss(outputs[:, :1], labels)) == pytest.approx(finest, rel=1e-6)
+
+
+def test_losses_of_the_2019_paper() -> None:
+    # Two images of one pixel: probability 1/2 and 3/4, truth 1 and 0. Σpt = 1/2, Σp = 5/4, Σt = 1.
+    logits = torch.tensor([0.0, log(3.0)]).reshape(2, 1, 1, 1)
+    labels = torch.tensor([1, 0]).reshape(2, 1, 1)
+    distance = 1 - (1 + 1e-4) / (9 / 4 + 1e-4)
+    entropy = (log(2.0) + log(4.0)) / 2
+    assert float(segmentation_loss(logits, labels, "dice")) == pytest.approx(distance, rel=1e-6)
+    assert float(segmentation_loss(logits, labels, "bce_dice")) == pytest.approx((entropy + distance) / 2, rel=1e-6)
+    with pytest.raises(ConfigError, match=r"train\.loss dice is for two classes"):
+        segmentation_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), "dice")

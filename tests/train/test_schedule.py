@@ -31,3 +31,12 @@ def test_the_peak_is_never_exceeded_and_the_fall_never_turns() -> None:
 
 def test_a_stage_of_one_step_runs_at_the_peak() -> None:
     assert learning_rate(0.5, 0, 1) == 0.5
+
+
+def test_the_paper_divides_by_ten_at_every_fifth() -> None:
+    rates = [learning_rate(1.0, step, 200, "paper_steps") for step in (0, 39, 40, 80, 120, 160, 199)]
+    assert rates == pytest.approx([1, 1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-4])
+
+
+def test_a_cosine_to_zero_has_no_warm_up() -> None:
+    assert [learning_rate(2.0, step, 4, "cosine_to_zero") for step in (0, 2, 4)] == pytest.approx([2.0, 1.0, 0.0])

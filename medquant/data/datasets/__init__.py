@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from medquant.data.datasets import folder, isbi_em, pancreas_ct, spinal_gm
+from medquant.data.datasets import folder, isbi_em, isbi_em_paper, pancreas_ct, spinal_gm
 from medquant.data.reading import ReadOptions
 from medquant.data.volume import Dataset
 
@@ -33,6 +33,7 @@ class DatasetReader:
 
 DATASETS: tuple[DatasetReader, ...] = (
     DatasetReader("isbi_em", isbi_em.LAYOUT, isbi_em.recognise, isbi_em.load),
+    DatasetReader("isbi_em_paper", isbi_em_paper.LAYOUT, isbi_em_paper.recognise, isbi_em_paper.load),
     DatasetReader("pancreas_ct", pancreas_ct.LAYOUT, pancreas_ct.recognise, pancreas_ct.load),
     DatasetReader("spinal_gm", spinal_gm.LAYOUT, spinal_gm.recognise, spinal_gm.load),
     DatasetReader("folder", folder.LAYOUT, folder.recognise, folder.load),

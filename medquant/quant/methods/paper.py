@@ -7,7 +7,6 @@ sign not counted, nothing learned. The defaults are what the paper prints; every
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +20,7 @@ from medquant.config.schema import Section
 from medquant.quant.formats import FLOAT_BITS
 from medquant.quant.graph import AvgPool, Convolution, Graph, Input, MaxPool, Operation, Upsample
 from medquant.quant.methods.base import ActivationQuantizer, ActivationSite, Method, WeightQuantizer, WeightSite, joined, observed_bits
+from medquant.quant.methods.uniform_start import draw_uniform, zero_biases
 from medquant.quant.plan import QuantPlan
 
 if TYPE_CHECKING:
@@ -154,9 +154,7 @@ class PaperWeight(WeightQuantizer):
     def initialise(self, weight: Tensor) -> None:
         """U(-1, 1) in place where asked for: the paper's formats suit such weights, most of a float network's are below their step."""
         if self.number.options.init == "uniform":
-            # A generator of its own: what was drawn before differs between a run and its resumption.
-            generator = torch.Generator().manual_seed((torch.initial_seed() + zlib.crc32(self.site.name.encode())) % 2**63)
-            weight.copy_(torch.rand(self.site.shape, generator=generator).mul_(2.0).sub_(1.0))
+            draw_uniform(weight, self.site.name)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The quantized weight."""
@@ -257,12 +255,8 @@ class Paper(Method):
 
     def calibrated(self, network: QuantNetwork, batches: list[Tensor]) -> None:
         """Biases of layers whose weights start anew start from zero."""
-        if self.options.init != "uniform":
-            return
-        with torch.no_grad():
-            for name, _ in network.named_weights():
-                if network.weight_quantizer(name) is not None:
-                    network.layer_parameters(name)[1].zero_()
+        if self.options.init == "uniform":
+            zero_biases(network)
 
 
 def _first_block(graph: Graph) -> list[str]:

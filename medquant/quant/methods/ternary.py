@@ -28,6 +28,8 @@ from medquant.quant.methods.base import (
     WeightSite,
 )
 from medquant.quant.methods.fixed_point import FixedPointActivation
+from medquant.quant.methods.uniform_start import draw_uniform, zero_biases
+from medquant.quant.ternary_tanh import ternary_tanh
 
 if TYPE_CHECKING:
     from medquant.quant.network import QuantNetwork
@@ -53,13 +55,15 @@ class TernaryOptions(Section):
     edges: Literal["float", "quantized"] = Field(
         default="float", description="image and weights of first and last layer; quantized: ternary weights, an image of edge_bits"
     )
+    init: Literal["warm_start", "uniform"] = Field(
+        default="warm_start",
+        description="ternary weights at the start: the warm start's, or U(-1, 1) with biases 0, as the 2019 paper has it",
+    )
     beta_start: float = Field(default=3.0, gt=0, le=100, description="slope of the ternary tanh when quantized training begins")
     beta_end: float = Field(default=8.0, gt=0, le=100, description="slope it reaches, linearly, when quantized training ends")
 
 
-def ternary_tanh(x: Tensor, beta: float) -> Tensor:
-    """``(tanh(beta (2x - 1)) + tanh(beta (2x + 1))) / 2``: steps at ±0.5 that grow steep with ``beta``; any shape."""
-    return (torch.tanh(beta * (2.0 * x - 1.0)) + torch.tanh(beta * (2.0 * x + 1.0))) / 2.0
+_DEFAULTS = TernaryOptions()
 
 
 def hard_ternary(x: Tensor) -> Tensor:
@@ -106,8 +110,14 @@ def _replace(latent: Tensor, value: Tensor) -> Tensor:
 class TernaryWeight(WeightQuantizer):
     """-alpha, 0, alpha with a real alpha for each filter, computed from the weight each time."""
 
+    def __init__(self, site: WeightSite, options: TernaryOptions = _DEFAULTS) -> None:
+        super().__init__(site)
+        self.options = options
+
     def initialise(self, weight: Tensor) -> None:
-        """Nothing to choose."""
+        """U(-1, 1) in place where asked for."""
+        if self.options.init == "uniform":
+            draw_uniform(weight, self.site.name)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The ternary weight; the gradient passes unchanged."""
@@ -120,12 +130,15 @@ class PowerOfTwoTernaryWeight(IntegerWeightQuantizer):
 
     exponent: Tensor
 
-    def __init__(self, site: WeightSite) -> None:
+    def __init__(self, site: WeightSite, options: TernaryOptions = _DEFAULTS) -> None:
         super().__init__(site)
+        self.options = options
         self.register_buffer("exponent", torch.zeros(self.per_channel_shape(), dtype=torch.int64))
 
     def initialise(self, weight: Tensor) -> None:
-        """The exponents of this weight."""
+        """The exponents of this weight, drawn from U(-1, 1) first where asked for."""
+        if self.options.init == "uniform":
+            draw_uniform(weight, self.site.name)
         self.integers(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -231,11 +244,16 @@ class Ternary(Method):
 
     def weight(self, site: WeightSite) -> WeightQuantizer:
         """One scale for each filter."""
-        return TernaryWeight(site) if self.options.scale == "real" else PowerOfTwoTernaryWeight(site)
+        return TernaryWeight(site, self.options) if self.options.scale == "real" else PowerOfTwoTernaryWeight(site, self.options)
 
     def activation(self, site: ActivationSite) -> ActivationQuantizer:
         """The ternary tanh, or a learned step."""
         return TernaryActivation(self.options) if self._has_tanh else FixedPointActivation()
+
+    def calibrated(self, network: QuantNetwork, batches: list[Tensor]) -> None:
+        """Biases of layers whose weights start anew start from zero."""
+        if self.options.init == "uniform":
+            zero_biases(network)
 
     def controller(self) -> Controller:
         """The ternary tanh grows steeper."""

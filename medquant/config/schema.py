@@ -191,10 +191,10 @@ class TrainConfig(Section):
     validation_slices: int = Field(
         default=256, ge=1, le=1_000_000, description="slices watched after each epoch, evenly spaced over the validation cases"
     )
-    loss: Literal["ce_dice", "bce_dice", "dice"] = Field(
+    loss: Literal["ce_dice", "bce_dice", "bce_dice_double_sigmoid", "dice"] = Field(
         default="ce_dice",
         description="cross-entropy plus Dice of both classes; as the 2019 paper, for two classes: half cross-entropy, half soft Dice of "
-        "class 1 over the whole batch, or that Dice alone",
+        "class 1 over the whole batch; the same of a probability taken for a logit, as its EM code has it; or that Dice alone",
     )
     schedule: Literal["cosine", "paper_steps", "cosine_to_zero"] = Field(
         default="cosine",

@@ -96,6 +96,10 @@ def make_split(dataset: Dataset, rule: SplitRule | None = None) -> Split:
         split = _split_fold(labelled, rule)
     elif rule.test_site is not None:
         split = _split_site(labelled, rule)
+    elif dataset.parts:
+        train, validation, test = (dataset.parts[part] for part in PARTS)
+        counts = f"{len(train)} train, {len(validation)} validation, {len(test)} test"
+        split = Split(train, validation, test, f"as the dataset divides itself: {counts} cases")
     else:
         split = _split_subjects(labelled, rule.seed)
     check_no_leak(dataset, split)

@@ -142,6 +142,7 @@ class Dataset:
         path: folder it was read from, or None for generated data.
         recognised: one sentence: what the data was taken for, and why.
         content_sha256: digest over every voxel and mask, in case order; identifies the data of a run.
+        parts: ``train``, ``validation``, ``test`` → case ids, where the dataset comes divided; empty where it does not.
     """
 
     info: DatasetInfo
@@ -149,3 +150,4 @@ class Dataset:
     path: str | None
     recognised: str
     content_sha256: str
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

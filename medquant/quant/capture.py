@@ -19,11 +19,12 @@ from medquant.quant.capture_float import (
     base_name,
     check_repeatable,
     float_operation,
+    is_copyable,
     is_in_place,
     may_share_memory,
 )
 from medquant.quant.capture_operations import BUILDERS, argument, module_path, where
-from medquant.quant.graph import TERNARY_TANH, BatchNorm, FloatOperation, Graph, Input, Linear, Operation
+from medquant.quant.graph import BatchNorm, FloatOperation, Graph, Input, Linear, Operation
 from medquant.quant.plan import writes_new_values
 
 # Operations that change nothing at inference: the tensor goes through as it is.
@@ -158,7 +159,7 @@ class _Translator:
             self._same_memory(node, node.args[0])
 
     def _float(self, node: Any, reason: str | None, part: int | None, result: Any) -> None:
-        if not str(node.target).startswith("aten.") and str(node.target) != TERNARY_TANH:
+        if not is_copyable(str(node.target)):
             raise ConfigError(f"{where(node)}: {node.target} cannot be copied; only torch's own operators can")
         check_repeatable(node, where(node))
         gathered = Gathered(self.names, self.tensors, self.parameter_nodes, self.batch)

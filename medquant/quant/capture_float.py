@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medquant.errors import ConfigError
-from medquant.quant.graph import BatchMultiple, FloatArgument, FloatOperation, HeldTensor, ReadInput
+from medquant.quant.graph import TERNARY_TANH, BatchMultiple, FloatArgument, FloatOperation, HeldTensor, ReadInput
 
 _STATISTICS = "float: statistics of each image; batch norm (model.norm=batch) is exact"
 _CURVE = "float: no integer form of this function"
@@ -64,6 +64,11 @@ def base_name(target: str) -> str:
     """``leaky_relu`` of ``aten.leaky_relu_.default``."""
     parts = target.split(".")
     return (parts[1] if len(parts) > 1 else target).rstrip("_") or target
+
+
+def is_copyable(target: str) -> bool:
+    """Whether an operator means the same wherever it is run: torch's own, and the ternary tanh."""
+    return target.startswith("aten.") or target == TERNARY_TANH
 
 
 def is_in_place(target: str) -> bool:

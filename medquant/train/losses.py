@@ -17,7 +17,7 @@ _PAPER_SMOOTH = 1e-4
 """The same of the 2019 paper."""
 
 
-LossKind = Literal["ce_dice", "bce_dice", "dice"]
+LossKind = Literal["ce_dice", "bce_dice", "bce_dice_double_sigmoid", "dice"]
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, kind: LossKind = "ce_dice") -> Tensor:
@@ -61,7 +61,9 @@ def paper_loss(logits: Tensor, labels: Tensor, kind: LossKind) -> Tensor:
     Args:
         logits: (N, 1, *S), float32.
         labels: 0 or 1, int64, (N, *S).
-        kind: ``dice``: 1 - (2 Σpt + 1e-4) / (Σp + Σt + 1e-4); ``bce_dice``: half of it, and half the cross-entropy.
+        kind: ``dice``: 1 - (2 Σpt + 1e-4) / (Σp + Σt + 1e-4); ``bce_dice``: half of it, and half the cross-entropy;
+            ``bce_dice_double_sigmoid``: the same with the sigmoid taken twice, which the released EM code does. No probability is then
+            above 0.73, so outputs are driven far apart, and a threshold of 0.999 on the first sigmoid cuts little.
 
     Raises:
         ConfigError: the network has several outputs.
@@ -69,6 +71,7 @@ def paper_loss(logits: Tensor, labels: Tensor, kind: LossKind) -> Tensor:
     if logits.shape[1] != 1:
         raise ConfigError(f"train.loss {kind} is for two classes and one output; found {logits.shape[1]} outputs: use ce_dice")
     target = labels.unsqueeze(1).float()
+    logits = torch.sigmoid(logits) if kind == "bce_dice_double_sigmoid" else logits
     probability = torch.sigmoid(logits)
     overlap = 2.0 * (probability * target).sum() + _PAPER_SMOOTH
     distance = 1.0 - overlap / (probability.sum() + target.sum() + _PAPER_SMOOTH)

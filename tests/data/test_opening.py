@@ -22,7 +22,7 @@ def test_no_folder_gives_the_phantom() -> None:
 
 
 def test_names() -> None:
-    assert dataset_names() == ("phantom", "isbi_em", "isbi_em_paper", "pancreas_ct", "spinal_gm", "folder")
+    assert dataset_names() == ("phantom", "isbi_em", "isbi_em_paper", "pancreas_ct", "spinal_gm", "spinal_gm_paper", "folder")
     with pytest.raises(UsageError, match="unknown dataset 'isbi-em' \\(did you mean 'isbi_em'"):
         open_dataset(None, "isbi-em")
     with pytest.raises(UsageError, match="isbi_em needs its folder"):

@@ -90,5 +90,7 @@ def test_losses_of_the_2019_paper() -> None:
     entropy = (log(2.0) + log(4.0)) / 2
     assert float(segmentation_loss(logits, labels, "dice")) == pytest.approx(distance, rel=1e-6)
     assert float(segmentation_loss(logits, labels, "bce_dice")) == pytest.approx((entropy + distance) / 2, rel=1e-6)
+    again = segmentation_loss(torch.sigmoid(logits), labels, "bce_dice")
+    assert float(segmentation_loss(logits, labels, "bce_dice_double_sigmoid")) == pytest.approx(float(again))
     with pytest.raises(ConfigError, match=r"train\.loss dice is for two classes"):
         segmentation_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), "dice")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from medquant.data.datasets import folder, isbi_em, isbi_em_paper, pancreas_ct, spinal_gm
+from medquant.data.datasets import folder, isbi_em, isbi_em_paper, pancreas_ct, spinal_gm, spinal_gm_paper
 from medquant.data.reading import ReadOptions
 from medquant.data.volume import Dataset
 
@@ -36,6 +36,7 @@ DATASETS: tuple[DatasetReader, ...] = (
     DatasetReader("isbi_em_paper", isbi_em_paper.LAYOUT, isbi_em_paper.recognise, isbi_em_paper.load),
     DatasetReader("pancreas_ct", pancreas_ct.LAYOUT, pancreas_ct.recognise, pancreas_ct.load),
     DatasetReader("spinal_gm", spinal_gm.LAYOUT, spinal_gm.recognise, spinal_gm.load),
+    DatasetReader("spinal_gm_paper", spinal_gm_paper.LAYOUT, spinal_gm_paper.recognise, spinal_gm_paper.load),
     DatasetReader("folder", folder.LAYOUT, folder.recognise, folder.load),
 )  # fmt: skip
 

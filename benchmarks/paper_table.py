@@ -48,16 +48,18 @@ class Result:
         return self.float_bytes * self.bits[0] / 32 / _MIB
 
 
-def read_results(folder: Path, class_name: str | None) -> list[Result]:
+def read_results(folder: Path, class_name: str | None, at_half: bool = False) -> list[Result]:
     """Every finished run in a folder, from ledgers and from run folders.
 
     Args:
         folder: of a sweep, or of runs.
         class_name: whose Dice; None for the first class of a run.
+        at_half: Dice at a probability of one half, where a run was scored at another threshold as well.
     """
     found = []
     for activation, document in (*_from_ledgers(folder), *_from_runs(folder)):
-        dice = {name: value["mean"] if isinstance(value, Mapping) else value for name, value in document["dice"].items()}
+        scores = document.get("at_half", document) if at_half else document
+        dice = {name: value["mean"] if isinstance(value, Mapping) else value for name, value in scores["dice"].items()}
         value = dice[class_name or next(iter(dice))]
         row, bits = classify(document["bits"])
         memory = document["memory"]
@@ -148,8 +150,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="folder of a sweep, or of run folders")
     parser.add_argument("--paper-drop", type=float, help="drop the paper states for Q6.0 Q0.4: EM 2.21, GM 0.57, NIH 2.09")
     parser.add_argument("--class", dest="class_name", help="class whose Dice is shown; the first one unless given")
+    parser.add_argument("--at-half", action="store_true", help="Dice at a probability of one half instead of the paper's 0.999")
     arguments = parser.parse_args()
-    results = read_results(arguments.folder, arguments.class_name)
+    results = read_results(arguments.folder, arguments.class_name, arguments.at_half)
     if not results:
         print(f"{arguments.folder}: no finished run; expected ledger*.jsonl of a sweep, or run folders with eval.json", file=sys.stderr)
         return 2

@@ -100,6 +100,7 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
         predictor = session.float_predictor(_trained_float(session))
     session.reporter.message(f"scoring {len(cases)} cases of the {config.eval.split} part")
     evaluation = _evaluate(session, cases, predictor)
+    at_half = _at_half(session, cases, predictor)
     _say_what_was_not_found(session, evaluation)
     searched = {"own": _search(session, cases, predictor)}
     twin = None
@@ -107,9 +108,19 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
         twin = _evaluate(session, cases, float_predictor)
         searched["float_twin"] = _search(session, cases, float_predictor)
     document = _document(session, cases, evaluation, twin, agreement)
+    if at_half is not None:
+        document["at_half"] = {"dice": scores_document(at_half, session.dataset.info)["dice"]}
     if searched["own"] is not None:
         document["threshold_search"] = searched
     return Finished(document, evaluation, twin)
+
+
+def _at_half(session: TrainingSession, cases: Sequence[PreparedCase], predictor: MaskPredictor) -> Evaluation | None:
+    """The same scores at a probability of one half, where another threshold decides: few networks are ever sure enough for 0.999."""
+    if not isinstance(predictor, FloatPredictor) or predictor.decision.threshold == 0.5:
+        return None
+    plain = replace(predictor.decision, threshold=0.5)
+    return _evaluate(session, cases, session.float_predictor(predictor.network, plain))
 
 
 def _say_what_was_not_found(session: TrainingSession, evaluation: Evaluation) -> None:

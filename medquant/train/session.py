@@ -175,9 +175,9 @@ class TrainingSession:
             return CoarseRegion(predictor, preparation, data.region_margin_mm, data.patch_size, self.cache)
         return TruthCentredRegion(data.patch_size) if data.region == "paper_truth_centred" else WholeRegion()
 
-    def float_predictor(self, network: nn.Module) -> FloatPredictor:
+    def float_predictor(self, network: nn.Module, decision: Decision | None = None) -> FloatPredictor:
         """Predicts with a network that torch runs: the float twin, or the simulation of a quantized one."""
-        return FloatPredictor(network, self.size_multiple, self.dimensions, self.only_size, self.decision)
+        return FloatPredictor(network, self.size_multiple, self.dimensions, self.only_size, decision or self.decision)
 
     @property
     def decision(self) -> Decision:

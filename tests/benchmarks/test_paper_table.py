@@ -60,7 +60,10 @@ def test_run_folders_are_read_too(name: str | None, tmp_path: Path) -> None:
         "network": {"activation": "ternary_tanh"},
         "dice": {"cell": {"mean": 0.5}, "membrane": {"mean": 0.25}},
         "memory": MEMORY,
+        "at_half": {"dice": {"cell": {"mean": 0.75}}},
     }
     (tmp_path / "a" / "eval.json").write_text(json.dumps(document))
     (found,) = read_results(tmp_path, name)
     assert (found.activation, found.dice) == ("ternary_tanh", 0.5 if name is None else 0.25)
+    (half,) = read_results(tmp_path, "cell", at_half=True)
+    assert half.dice == 0.75

@@ -78,6 +78,7 @@ def test_a_row_trains_and_is_scored(row: str, activation: str, em: Path, tmp_pat
         finished = train_small(tmp_path / "run", *SETTING, *ROWS[row], f"data.path={em}", f"model.activation={activation}")
     document = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert document["scoring"] == {"threshold": 0.999, "protocol": "paper", "batch_statistics": True, "hard_ternary": False}
+    assert set(document["at_half"]["dice"]) == {"cell", "membrane"}
     assert len(document["cases"]) == 2  # of 10 slices 2 are tested
     assert all(score.dice["cell"] >= 0.0 for score in finished.evaluation.scores)
     assert finished.document["agreement"] is None

@@ -32,6 +32,7 @@ class Trial:
         group: the sampler's study it belongs to, "" where nothing is sampled.
         float_id: the trial whose warm start and float twin it takes, None where it trains its own.
         is_float: whether it is such a trial itself.
+        impossible: why it cannot run, "" where it can.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Trial:
     group: str = ""
     float_id: str | None = None
     is_float: bool = False
+    impossible: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from medquant.config.sweep import Prune, Range, Sample
@@ -34,11 +35,12 @@ class Study:
 
     def __init__(self, name: str, sample: Sample | None, prune: Prune | None, shard: int = 0) -> None:
         self._sample, self._shard = sample, shard
-        directions = ["maximize"] + (["minimize"] if sample is not None and sample.minimise is not None else [])
+        two_goals = sample is not None and sample.minimise is not None
+        directions = [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if two_goals else [])]
         self._space = {} if sample is None else {key: _distribution(allowed) for key, allowed in sample.space.items()}
         self._study = optuna.create_study(study_name=name, directions=directions, pruner=_pruner(prune), sampler=self._sampler(0))
         self._trials: dict[int, optuna.Trial] = {}
-        self._reported: dict[int, int] = {}
+        self._reported: dict[int, set[int]] = {}
         self.asked = 0
 
     def ask(self, known: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
@@ -60,16 +62,17 @@ class Study:
         """Take in a validation Dice; whether the trial is to be ended."""
         trial = self._trials[number]
         trial.report(value, epoch)
+        self._reported.setdefault(number, set()).add(epoch)
         return trial.should_prune()
 
     def tell(self, number: int, outcome: Outcome) -> None:
         """Take in what came of a trial."""
         trial = self._trials.pop(number)
         if len(self._study.directions) == 1:
-            known = trial._study._storage.get_trial(trial._trial_id).intermediate_values
             for epoch, value in outcome.document.get("curve", []):
-                if int(epoch) not in known:
+                if epoch not in self._reported.get(number, ()):
                     trial.report(value, int(epoch))
+        self._reported.pop(number, None)
         values = self._values(outcome)
         if outcome.status == "pruned":
             self._study.tell(trial, state=TrialState.PRUNED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -52,10 +53,9 @@ class Processes:
         if free is None:
             free = self._start()
         free.trial = trial
-        try:
+        # One that has died meanwhile is found out by waiting for it.
+        with contextlib.suppress(OSError):
             free.pipe.send((_TRIAL, trial.to_json()))
-        except OSError:
-            pass  # it has died meanwhile; waiting for it finds that out
 
     def wait(self) -> Ended:
         """The next trial that ends."""
@@ -115,10 +115,8 @@ class Processes:
         for worker in self._workers:
             if worker.trial is not None and not worker.told_to_stop:
                 worker.told_to_stop = True
-                try:
+                with contextlib.suppress(OSError):
                     worker.pipe.send((_STOP, None))
-                except OSError:
-                    continue
 
 
 def _work(pipe: Connection, places: dict[str, Any]) -> None:
@@ -146,7 +144,8 @@ class _Messages:
     def next_trial(self) -> dict[str, Any] | None:
         """The next trial, None where the sweep is over."""
         try:
-            return self._await(_TRIAL)
+            trial: dict[str, Any] = self._await(_TRIAL)
+            return trial
         except EOFError:
             return None
 

@@ -62,15 +62,16 @@ class Listing:
             ConfigError: one or more configurations that cannot run, all in one message.
         """
         found: dict[str, tuple[Point, Trial]] = {}
-        mistakes = []
+        mistakes: dict[tuple[str, str], list[str]] = {}
         for point in points:
             try:
                 trial = self.trial(point, self._example())
                 found.setdefault(trial.id, (point, trial))
             except MedquantError as error:
-                mistakes += [f"{point.place}: trial '{point.name}': {line}" for line in error.lines]
+                for line in error.lines:
+                    mistakes.setdefault((point.place, line), []).append(point.name)
         if mistakes:
-            raise listed_mistakes(list(dict.fromkeys(mistakes)))
+            raise listed_mistakes([f"{place}: {_named(names)}: {line}" for (place, line), names in mistakes.items()])
         return list(found.values())
 
     def _example(self) -> dict[str, Any] | None:
@@ -153,6 +154,11 @@ class Listing:
             brought.check_data(dataset.info)
             brought.check_config(config)
         return config, dataset
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"trial '{names[0]}'{more}"
 
 
 def _is_data(setting: Setting) -> bool:

@@ -7,6 +7,7 @@ question's number, so that what is asked next does not depend on whether the pro
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from medquant.config.sweep import Prune, Range, Sample
+from medquant.errors import CheckpointError
 from medquant.search.trials import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -49,14 +51,19 @@ class Study:
         Args:
             known: what the answer was, where it is in the ledger already.
         """
-        if known is not None and self._space:
+        is_qmc = self._sample is not None and self._sample.sampler == "qmc"
+        if known is not None and self._space and not is_qmc:
             self._study.enqueue_trial({key: _to_optuna(self._space[key], value) for key, value in known.items()})
-        if self._sample is None or self._sample.sampler != "qmc":
+        if not is_qmc:
             self._study.sampler = self._sampler(self.asked)
         trial = self._study.ask(self._space)
         self._trials[trial.number] = trial
         self.asked += 1
-        return trial.number, {key: _from_optuna(self._space[key], value) for key, value in trial.params.items()}
+        parameters = {key: _from_optuna(self._space[key], value) for key, value in trial.params.items()}
+        if is_qmc and known is not None and parameters != known:
+            # Points of one sequence: asked in the same order they are the same, and there is no other way to say where it stands.
+            raise CheckpointError("the ledger's quasi-random points are of another version of Optuna; install that, or give a new --out")
+        return trial.number, parameters
 
     def watch(self, number: int, epoch: int, value: float) -> bool:
         """Take in a validation Dice; whether the trial is to be ended."""
@@ -96,7 +103,9 @@ class Study:
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
             case "qmc":
-                return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
             case "nsga2":
                 return optuna.samplers.NSGAIISampler(seed=seed)
             case "gp":

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from medquant.config.schema import Config
+from medquant.data.content import volume_sha256
 from medquant.data.normalise import Normalisation
 from medquant.data.patches import PatchDataset
 from medquant.data.prepared import PreparedCase
@@ -58,7 +59,7 @@ class Shared:
         """The dataset of a configuration, opened once."""
         data = config.data
         key = ("dataset", data.path, data.dataset, data.phantom_seed, data.raters, data.cache)
-        return self.once(key, lambda: open_configured(config))
+        return self.once(key, lambda: _with_digests(open_configured(config)))
 
     def once(self, key: object, make: Callable[[], Made]) -> Made:
         """What ``make`` gave when it was first called for this key."""
@@ -66,6 +67,15 @@ class Shared:
             self._made[key] = make()
         found: Made = self._made[key]
         return found
+
+
+def _with_digests(dataset: Dataset) -> Dataset:
+    """The dataset, each volume of which brings its digest along, as those of the cache do: every run folder notes them anew."""
+    for case in dataset.cases:
+        for volume in (case.image, *([] if case.mask is None else [case.mask])):
+            if getattr(volume, "sha256", None) is None:
+                volume.__dict__["sha256"] = volume_sha256(volume)
+    return dataset
 
 
 class SweptSession(TrainingSession):

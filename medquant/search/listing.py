@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from medquant.config.load import join_sources, listed_mistakes
@@ -168,6 +169,9 @@ def _is_data(setting: Setting) -> bool:
 def _weigh(config: Config, dataset: Dataset) -> Facts:
     inputs, outputs = len(dataset.info.channels), configured_outputs(config, len(dataset.info.classes))
     network = build_network(config, inputs, outputs)
+    if config.train.channels_last and config.model.dimensions == 2:
+        # As training lays it out: its graph is captured here, and not once more when the trial runs.
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     graph, plan = plan_network(config, network, inputs)
     method = configured_method(config)
     QuantNetwork(graph, plan, method)  # bits that do not go together

@@ -103,7 +103,8 @@ def test_shards_share_the_trials_of_a_study(tmp_path: Path) -> None:
 
 
 def test_values_that_do_not_go_together_fail_and_the_study_goes_on(tmp_path: Path) -> None:
-    text = "sample:\n  sampler: random\n  trials: 8\n  space:\n    data.fold: {low: 0, high: 7, int: true}\n    train.seed: {low: 0, high: 999999, int: true}\n"
+    space = "    data.fold: {low: 0, high: 7, int: true}\n    train.seed: {low: 0, high: 999999, int: true}\n"
+    text = "sample:\n  sampler: random\n  trials: 8\n  space:\n" + space
     file = write_sweep(tmp_path, text)
     executor = Scripted(lambda trial: finished())
     history = run_scripted(file, tmp_path / "out", executor)

@@ -75,6 +75,9 @@ class TrainingSession:
         stop_requested: asked after each step; True saves and ends the run.
     """
 
+    only_scores = False
+    """Whether the scores are all that is wanted: then nothing is drawn, no process is measured, and TensorBoard gets nothing."""
+
     def __init__(
         self,
         config: Config,
@@ -230,7 +233,7 @@ class TrainingSession:
             config=self.config.train,
             batches=batches,
             validate=validate,
-            recorder=Recorder(self.run_folder.path, self._kept_records()),
+            recorder=Recorder(self.run_folder.path, self._kept_records(), events=not self.only_scores),
             reporter=self.reporter,
             last_folder=self.run_folder.last,
             device=self.device,

@@ -92,10 +92,15 @@ def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Ca
     config, dataset = resolve_config(request)
     reporter.message(dataset.recognised)
     report_brought(config, dataset, reporter)
-    data = config.data
-    split = make_split(dataset, SplitRule(_SPLIT_SEED, data.test_site, data.fold, data.folds))
+    split = configured_split(config, dataset)
     reporter.message(f"split: {split.rule}")
     return new_session(config, dataset, split, RunPlace(request.out, request.command), reporter, stop_requested)
+
+
+def configured_split(config: Config, dataset: Dataset) -> Split:
+    """The parts of a dataset a new run of a configuration gets."""
+    data = config.data
+    return make_split(dataset, SplitRule(_SPLIT_SEED, data.test_site, data.fold, data.folds))
 
 
 def report_brought(config: Config, dataset: Dataset, reporter: Reporter) -> None:
@@ -123,9 +128,15 @@ class RunPlace:
 
 
 def new_session(
-    config: Config, dataset: Dataset, split: Split, place: RunPlace, reporter: Reporter, stop_requested: Callable[[], bool]
+    config: Config,
+    dataset: Dataset,
+    split: Split,
+    place: RunPlace,
+    reporter: Reporter,
+    stop_requested: Callable[[], bool],
+    kind: Callable[..., TrainingSession] = TrainingSession,
 ) -> TrainingSession:
-    """A session in a new run folder; what it starts from is checked before the folder is made.
+    """A session in a new run folder; what it starts from is checked before the folder is made. ``kind`` makes the session.
 
     Raises:
         UsageError: the folder exists.
@@ -135,7 +146,7 @@ def new_session(
     folder = place.folder or _new_folder(config, dataset)
     RunFolder.check_free(folder)
     run = RunFolder(folder, start_document(config, dataset, split, place.command))
-    session = TrainingSession(config, dataset, split, run, reporter, stop_requested)
+    session = kind(config, dataset, split, run, reporter, stop_requested)
     if config.train.twin_from is not None:
         session.twin_folders(Path(config.train.twin_from))
     # Made last: a mistake in the request leaves no folder behind.

@@ -29,6 +29,7 @@ from medquant.quant.network import QuantNetwork
 from medquant.quant.program import IntegerProgram
 from medquant.train.building import configured_outputs, plan_network
 from medquant.train.checkpoint import has_checkpoint, load_checkpoint
+from medquant.train.layer_record import record_layers
 from medquant.train.model_card import model_metadata, region_json, scored_metrics
 from medquant.train.pictures import draw_pictures, pictured
 from medquant.train.run_folder import finished_now, write_json
@@ -74,6 +75,8 @@ def finish(session: TrainingSession) -> Finished:
     else:
         finished = score_session(session)
     write_json(run.eval, finished.document)
+    # A network of one image size takes no other, and padding would be most of what it is shown.
+    record_layers(session, None if session.only_size else _checked_images(session))
     cases = scored_cases(session)
     try:
         draw_pictures(session, cases, finished.evaluation, finished.twin, finished.document)
@@ -161,10 +164,7 @@ def _trained_float(session: TrainingSession) -> nn.Module:
 
 def _compare(session: TrainingSession, network: QuantNetwork, program: IntegerProgram) -> Agreement:
     """Simulation against the program on slices of the validation (else the training) part; a difference ends the run."""
-    cases = session.prepared("validation" if session.split.validation else "train")
-    slices = _some_slices(cases) if session.dimensions == 2 else _some_block(cases[0])
-    padding = [(0, 0), (0, 0), *((0, -length % session.size_multiple) for length in slices.shape[2:])]
-    agreement = check_agreement(network, program, np.pad(slices, padding, mode="edge"))
+    agreement = check_agreement(network, program, _checked_images(session))
     if agreement.differing:
         raise EngineMismatchError(
             f"{session.run_folder.path}: simulation and integer program differ in {agreement.differing} of {agreement.checked} values; "
@@ -172,6 +172,14 @@ def _compare(session: TrainingSession, network: QuantNetwork, program: IntegerPr
         )
     session.reporter.message(f"simulation and integer program agree in all {agreement.checked} values checked")
     return agreement
+
+
+def _checked_images(session: TrainingSession) -> FloatArray:
+    """A few slices, or a block, of the validation (else the training) part, padded to the network's size multiple."""
+    cases = session.prepared("validation" if session.split.validation else "train")
+    slices = _some_slices(cases) if session.dimensions == 2 else _some_block(cases[0])
+    padding = [(0, 0), (0, 0), *((0, -length % session.size_multiple) for length in slices.shape[2:])]
+    return np.pad(slices, padding, mode="edge")
 
 
 def _some_slices(cases: Sequence[PreparedCase]) -> FloatArray:

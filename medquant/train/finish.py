@@ -76,7 +76,7 @@ def finish(session: TrainingSession) -> Finished:
         finished = score_session(session)
     write_json(run.eval, finished.document)
     # A network of one image size takes no other, and padding would be most of what it is shown.
-    record_layers(session, None if session.only_size else _checked_images(session))
+    record_layers(session, None if session.only_size else checked_images(session))
     cases = scored_cases(session)
     try:
         draw_pictures(session, cases, finished.evaluation, finished.twin, finished.document)
@@ -91,15 +91,7 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
     """Score the network of a trained run, and its twin, on the part and with the engine the configuration names; writes nothing."""
     config = session.config
     cases = scored_cases(session)
-    predictor: MaskPredictor
-    if session.is_integer:
-        # Scored is the file that leaves the run, not the network in memory.
-        program = load_packed(session.run_folder.model).program
-        predictor = ProgramPredictor(program, session.size_multiple, config.eval.engine, session.reporter.message)
-        # With it the weights go, where the engine has its own.
-        del program
-    else:
-        predictor = session.float_predictor(_trained_float(session))
+    predictor = own_predictor(session)
     session.reporter.message(f"scoring {len(cases)} cases of the {config.eval.split} part")
     evaluation = _evaluate(session, cases, predictor)
     _say_what_was_not_found(session, evaluation)
@@ -112,6 +104,15 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
     if searched["own"] is not None:
         document["threshold_search"] = searched
     return Finished(document, evaluation, twin)
+
+
+def own_predictor(session: TrainingSession) -> MaskPredictor:
+    """What predicts with the network of a trained run: its model file, or torch where it is no integer program."""
+    if not session.is_integer:
+        return session.float_predictor(_trained_float(session))
+    # Scored is the file that leaves the run, not the network in memory. Nothing here keeps the weights: engines have their own.
+    program = load_packed(session.run_folder.model).program
+    return ProgramPredictor(program, session.size_multiple, session.config.eval.engine, session.reporter.message)
 
 
 def _say_what_was_not_found(session: TrainingSession, evaluation: Evaluation) -> None:
@@ -164,7 +165,7 @@ def _trained_float(session: TrainingSession) -> nn.Module:
 
 def _compare(session: TrainingSession, network: QuantNetwork, program: IntegerProgram) -> Agreement:
     """Simulation against the program on slices of the validation (else the training) part; a difference ends the run."""
-    agreement = check_agreement(network, program, _checked_images(session))
+    agreement = check_agreement(network, program, checked_images(session))
     if agreement.differing:
         raise EngineMismatchError(
             f"{session.run_folder.path}: simulation and integer program differ in {agreement.differing} of {agreement.checked} values; "
@@ -174,7 +175,7 @@ def _compare(session: TrainingSession, network: QuantNetwork, program: IntegerPr
     return agreement
 
 
-def _checked_images(session: TrainingSession) -> FloatArray:
+def checked_images(session: TrainingSession) -> FloatArray:
     """A few slices, or a block, of the validation (else the training) part, padded to the network's size multiple."""
     cases = session.prepared("validation" if session.split.validation else "train")
     slices = _some_slices(cases) if session.dimensions == 2 else _some_block(cases[0])

@@ -34,10 +34,15 @@ def record_layers(session: TrainingSession, images: FloatArray | None) -> None:
     Raises:
         CheckpointError: a checkpoint is missing or the disk is full.
     """
-    run = session.run_folder
-    network = build_network(session.config, session.inputs, configured_outputs(session.config, len(session.dataset.info.classes)))
-    found = _from_checkpoints(run, session.config, network, session.inputs, [] if images is None else [torch.from_numpy(images)])
-    write_json(run.path / LAYERS_NAME, found)
+    write_json(session.run_folder.path / LAYERS_NAME, layers_of_session(session, images))
+
+
+def layers_of_session(session: TrainingSession, images: FloatArray | None) -> Mapping[str, Any]:
+    """What :func:`record_layers` writes."""
+    config = session.config
+    network = build_network(config, session.inputs, configured_outputs(config, len(session.dataset.info.classes)))
+    batches = [] if images is None else [torch.from_numpy(images)]
+    return _from_checkpoints(session.run_folder, config, network, session.inputs, batches)
 
 
 def layers_of_run(run: RunFolder) -> tuple[Mapping[str, Any], str]:

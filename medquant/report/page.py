@@ -132,13 +132,14 @@ def _memory_figures(asked: ReportInput) -> list[dict[str, Any]]:
             continue
         front = [points[each] for each in pareto_front([(point.size_bytes, point.dice) for point in points])]
         axis = "file" if all(group.size_bytes("model_file_bytes") for group in asked.groups) else "file or parameters"
-        figure = memory_figure(
-            points, baselines={name: floors.get(name, 0.0)}, size_name=axis, fronts={name: front}, panel_inches=_PANEL_INCHES
-        )
+        # The trivial baseline is far below all points as a rule: drawn, it would press them into one line.
+        figure = memory_figure(points, size_name=axis, fronts={name: front}, panel_inches=_PANEL_INCHES)
         label = f"Mean Dice of {name} against size; " + "; ".join(
             f"{point.label}: {100 * point.dice:.2f} at {format_bytes(point.size_bytes)}" for point in points
         )
-        found.append({"svg": inline_svg(figure, f"memory-{index}", label), "class_name": name, "front": [point.label for point in front]})
+        floor = f"{100 * floors[name]:.2f}" if floors.get(name) else ""
+        svg = inline_svg(figure, f"memory-{index}", label)
+        found.append({"svg": svg, "class_name": name, "front": [point.label for point in front], "floor": floor})
     return found
 
 

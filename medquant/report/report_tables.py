@@ -136,7 +136,7 @@ def provenance_table(asked: ReportInput) -> NamedTable:
     )
     labels = {id(document): group.label for group in asked.groups for document in group.documents}
     rows = [_provenance_row(record, labels.get(id(record.evaluation), "")) for record in asked.records]
-    sides: tuple[Alignment, ...] = ("left",) * len(columns)
+    sides: tuple[Alignment, ...] = tuple("left" for _ in columns)
     return NamedTable("provenance", "Where the runs come from", Table(columns, tuple(rows), sides))
 
 

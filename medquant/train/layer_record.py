@@ -86,17 +86,14 @@ def _recorded(run: RunFolder) -> Mapping[str, Any]:
 
 def _from_checkpoints(run: RunFolder, config: Config, network: nn.Module, inputs: int, images: Sequence[Tensor]) -> dict[str, Any]:
     network.eval()
-    if config.quant.wbits == config.quant.abits == 32 and not config.quant.layer_bits:
-        load_model(load_checkpoint(run.best), network)
-        return float_statistics(plan_network(config, network, inputs)[0])
+    # A float run has its network in best/ and no twin. A twin's graph is that of the quantized network too: it is captured once.
+    has_twin = has_checkpoint(run.twin)
+    is_float = config.quant.wbits == config.quant.abits == 32 and not config.quant.layer_bits
+    load_model(load_checkpoint(run.best if is_float else run.twin if has_twin else run.warm), network)
     graph, plan = plan_network(config, network, inputs)
     if plan.is_float:
         load_model(load_checkpoint(run.best), network)
-        return float_statistics(plan_network(config, network, inputs)[0])
+        return float_statistics(graph if is_float else plan_network(config, network, inputs)[0])
     quantized = QuantNetwork(graph, plan, configured_method(config))
     load_model(load_checkpoint(run.best), quantized)
-    twin = None
-    if has_checkpoint(run.twin):
-        load_model(load_checkpoint(run.twin), network)
-        twin = plan_network(config, network, inputs)[0]
-    return layer_statistics(quantized.eval(), twin, images)
+    return layer_statistics(quantized.eval(), graph if has_twin else None, images)

@@ -18,7 +18,7 @@ from medquant.predict.windows import predict_case
 from medquant.report.case_choice import ChosenCase, choose_cases, shown_record
 from medquant.report.record import Prediction, ReportInput, RunDetails, RunRecord, ShownCase
 from medquant.train.finish import checked_images, own_predictor
-from medquant.train.layer_record import layers_of_run, layers_of_session
+from medquant.train.layer_record import LAYERS_NAME, layers_of_run, layers_of_session
 from medquant.train.pictures import drawn_class, grey_as_seen
 from medquant.train.reporting import SilentReporter
 from medquant.train.run_folder import RunFolder
@@ -33,7 +33,7 @@ _MOST_PICTURE_BYTES = 2**26
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What one session gives: slices of the cases, with its own predictions, and the layers where asked for."""
+    """What one session gives: slices of the cases, with its own predictions, and the layers where the run has no record of them."""
 
     cases: tuple[ShownCase, ...]
     layers: Mapping[str, object] | None
@@ -55,20 +55,17 @@ def with_details(asked: ReportInput, folders: Sequence[RunFolder], say: Callable
         record = shown_record(asked, group)
         run = folders[next(i for i, each in enumerate(asked.records) if each is record)]
         say(f"reading {record.name} ({group.label})")
-        shown = _layers(run, RunDetails(record))
         wanted = _affordable(chosen, record, MOST_SECONDS / max(1, min(len(asked.groups), MOST_PREDICTED)))
         if number >= MOST_PREDICTED or not wanted:
             why = f"only the first {MOST_PREDICTED} networks are shown on cases" if number >= MOST_PREDICTED else "it would take too long"
-            details[group.label] = replace(shown, cases_missing=why)
+            details[group.label] = _layers(run, RunDetails(record, cases_missing=why))
             continue
         try:
-            drawn = _draw(run, wanted, group.label, "activations were not" in shown.layers_missing)
+            drawn = _draw(run, wanted, group.label)
         except MedquantError as error:
-            details[group.label] = replace(shown, picture=_picture(run), cases_missing=error.lines[0])
+            details[group.label] = _layers(run, RunDetails(record, picture=_picture(run), cases_missing=error.lines[0]))
             continue
-        if drawn.layers is not None:
-            shown = replace(shown, layers=drawn.layers, layers_missing="")
-        details[group.label] = shown
+        details[group.label] = _layers(run, RunDetails(record, drawn.layers))
         cases = _joined(cases, drawn.cases)
     if cases and len(cases) < len(chosen):
         notes.append(f"{len(cases)} of {len(chosen)} chosen cases are drawn: predicting more would take too long")
@@ -76,6 +73,8 @@ def with_details(asked: ReportInput, folders: Sequence[RunFolder], say: Callable
 
 
 def _layers(run: RunFolder, details: RunDetails) -> RunDetails:
+    if details.layers is not None:
+        return details
     try:
         layers, missing = layers_of_run(run)
     except CheckpointError as error:
@@ -91,7 +90,7 @@ def _affordable(chosen: Sequence[ChosenCase], record: RunRecord, seconds: float)
     return [case for case in chosen if case.id in tested][:most]
 
 
-def _draw(run: RunFolder, chosen: Sequence[ChosenCase], label: str, want_layers: bool) -> _Drawn:
+def _draw(run: RunFolder, chosen: Sequence[ChosenCase], label: str) -> _Drawn:
     session = open_session(run, None, SilentReporter(), lambda: False)
     info = session.dataset.info
     found = select_cases(session.dataset, [case.id for case in chosen])
@@ -101,7 +100,7 @@ def _draw(run: RunFolder, chosen: Sequence[ChosenCase], label: str, want_layers:
     shown = []
     for why, case in ((each, next(case for case in prepared if case.id == each.id)) for each in chosen):
         shown.append(_shown(case, why, predict_case(case, predictor), info, number, label))
-    return _Drawn(tuple(shown), _measured(session) if want_layers else None)
+    return _Drawn(tuple(shown), None if (run.path / LAYERS_NAME).exists() else _measured(session))
 
 
 def _measured(session: TrainingSession) -> Mapping[str, object]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medquant.errors import CheckpointError, UsageError
+from medquant.models import resolve_choices
+from medquant.models.brought import is_brought
 from medquant.report.record import RunRecord
 from medquant.train.recorder import METRICS_NAME, read_records
 from medquant.train.run_folder import RUN_NAME, RunFolder
@@ -60,7 +62,11 @@ def read_run(run: RunFolder) -> RunRecord:
         settings = config.model_dump(mode="json")
         # Runs of older versions do not say beside their scores which network they are of.
         own = {**settings["model"], "edge_bits": config.quant.edge_bits, "layer_bits": list(config.quant.layer_bits)}
-        evaluation["network"] = {**own, **_mapping(evaluation.get("network"))}
+        network = {**own, **_mapping(evaluation.get("network"))}
+        if not is_brought(config.model.name):
+            # What auto stands for, so that a run that names it is of the same network.
+            network |= resolve_choices(config.model.name, {key: network[key] for key in ("upsample", "norm", "activation")})
+        evaluation["network"] = network
     except CheckpointError:
         # Of another version: what stands in eval.json has to do.
         pass

@@ -25,7 +25,7 @@ from medquant.report.report_tables import (
     layer_table,
     memory_table,
     provenance_table,
-    settings_table,
+    settings_tables,
     summary_table,
 )
 from medquant.report.summary import (
@@ -33,6 +33,7 @@ from medquant.report.summary import (
     baselines,
     dice_interval,
     group_sentences,
+    headline,
     interval_note,
     limits,
     network_text,
@@ -77,6 +78,9 @@ def make_report(asked: ReportInput) -> Report:
     """Draw and write out everything; the same input gives the same bytes."""
     tables = [summary_table(asked), memory_table(asked), case_table(asked), all_layers_table(asked)]
     tables += [provenance_table(asked), command_table(asked)]
+    common, differing = settings_tables(asked)
+    tables += [NamedTable("settings", "Configuration: the same in all", common)] if common.rows else []
+    tables += [NamedTable("differing", "Configuration: what differs", differing)] if differing.rows else []
     environment = Environment(loader=PackageLoader("medquant.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["dice"] = format_dice
     html = environment.get_template("report.html").render(_context(asked))
@@ -87,9 +91,11 @@ def _context(asked: ReportInput) -> dict[str, Any]:
     cases = case_table(asked).table
     shown_cases = Table(cases.columns, cases.rows[:MOST_CASE_ROWS])
     pictures, left_out = _pictures(asked)
+    common, differing = settings_tables(asked)
     cards = {_card(record.settings) for record in asked.records}
     return {
         "title": asked.title,
+        "headline": headline(asked),
         "tested_on": tested_on(asked),
         "sentences": group_sentences(asked),
         "interval_note": interval_note(asked),
@@ -110,6 +116,8 @@ def _context(asked: ReportInput) -> dict[str, Any]:
         "colours": {name: "#" + bytes(rgb).hex() for name, rgb in (("right", RIGHT_RGB), ("missed", MISSED_RGB), ("false", FALSE_RGB))},
         "provenance": provenance_table(asked).table,
         "commands": command_table(asked).table,
+        "differing": differing,
+        "common": common,
         "splits": _splits(asked),
         "cards": sorted(cards),
         "limits": limits(asked),
@@ -179,7 +187,6 @@ def _group(asked: ReportInput, group: Group) -> dict[str, Any]:
         "layers_missing": details.layers_missing,
         "activation_images": (details.layers or {}).get("activation_images", 0),
         "histograms": _histograms(details),
-        "settings": settings_table(record),
     }
 
 
@@ -255,7 +262,7 @@ def _markdown(asked: ReportInput, tables: list[NamedTable]) -> str:
         # As cells of a table: no markup, one line.
         return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
 
-    lines = [f"# {plain(asked.title)}", "", plain(tested_on(asked)), ""]
+    lines = [f"# {plain(asked.title)}", "", plain(headline(asked)), "", plain(tested_on(asked)), ""]
     lines += [f"- **{plain(label)}**: {plain(sentence)}" for label, sentence in group_sentences(asked)]
     lines += ["", plain(baseline_sentence(asked)), "", plain(interval_note(asked)), "", *(f"- {plain(each)}" for each in limits(asked))]
     for each in tables:

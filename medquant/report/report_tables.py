@@ -26,9 +26,9 @@ _SIZES = (
 _LAYER_COLUMNS = (
     "layer",
     "W bits",
-    "W exponents",
-    "rounding error",
-    "error against twin",
+    "W exponent",
+    "W rounding error",
+    "W against twin",
     "W saturated",
     "W zero",
     "A bits",
@@ -146,15 +146,24 @@ def command_table(asked: ReportInput) -> NamedTable:
     return NamedTable("commands", "Commands", Table(("run", "command"), rows, ("left", "left")))
 
 
-def settings_table(record: RunRecord) -> Table | None:
-    """The configuration of a run, None where it cannot be read."""
-    rows = tuple(
-        (f"{section}.{key}", value if isinstance(value, str) else json.dumps(value))
-        for section, values in record.settings.items()
-        if isinstance(values, Mapping)
-        for key, value in values.items()
-    )
-    return Table(("key", "value"), rows, ("left", "left")) if rows else None
+def settings_tables(asked: ReportInput) -> tuple[Table, Table]:
+    """The configuration that all runs share, and what differs between them, a column a run."""
+    known = [record for record in asked.records if record.settings]
+    flat = [
+        {
+            f"{section}.{key}": value if isinstance(value, str) else json.dumps(value)
+            for section, values in record.settings.items()
+            if isinstance(values, Mapping)
+            for key, value in values.items()
+        }
+        for record in known
+    ]
+    keys = list(dict.fromkeys(key for settings in flat for key in settings))
+    differing = [key for key in keys if len({settings.get(key) for settings in flat}) > 1]
+    common = tuple((key, flat[0][key]) for key in keys if key not in differing)
+    rows = tuple((key, *(settings.get(key, "–") for settings in flat)) for key in differing)
+    sides: tuple[Alignment, ...] = tuple("left" for _ in range(1 + len(known)))
+    return Table(("key", "value"), common, ("left", "left")), Table(("key", *(record.name for record in known)), rows, sides)
 
 
 def _provenance_row(record: RunRecord, label: str) -> tuple[str, ...]:

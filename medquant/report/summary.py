@@ -13,6 +13,21 @@ from medquant.report.tables import format_bytes
 _FEW_CASES = 20
 
 
+def headline(asked: ReportInput) -> str:
+    """One line: the smallest quantized network, how much smaller it is, and what that costs; "" where there is none."""
+    sized = [(size, group) for group in asked.groups if not is_float(group.documents[0]) and (size := group.size_bytes("model_file_bytes"))]
+    if not sized:
+        return ""
+    size, group = min(sized, key=lambda each: each[0])
+    full = group.size_bytes("float_bytes")
+    smaller = f", {full / size:.1f} times less than its parameters in float" if full else ""
+    names = list(_mapping(group.documents[0]["dice"]))
+    scores = "; ".join(
+        f"{name} {100 * statistics.fmean(found):.2f}{_against_twin(group, name)}" for name in names if (found := group.scores("dice", name))
+    )
+    return f"Smallest: {group.label} in {format_bytes(size)}{smaller}. Dice × 100: {scores}."
+
+
 def tested_on(asked: ReportInput) -> str:
     """The sentence that says what the figures are measured on."""
     document = asked.records[0].evaluation
@@ -112,7 +127,7 @@ def _memory_sentence(group: Group) -> str:
     size = own or parameters
     parts = []
     if size is not None:
-        what = "The file takes" if own else "No file of this network can be shipped; its parameters would take"
+        what = "The file takes" if own else "There is no file of this network; its parameters would take"
         smaller = ""
         if full and not is_float(group.documents[0]):
             smaller = f", {full / size:.1f} times less than the {format_bytes(full)} of its parameters in float"

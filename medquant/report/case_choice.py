@@ -58,7 +58,7 @@ def worst_first(asked: ReportInput) -> list[str]:
     for group in asked.groups:
         for case, scores in case_dice(group).items():
             found.setdefault(case, []).extend(scores.values())
-    named = [str(case.get("id")) for record in asked.records for case in record.evaluation.get("cases", ()) if isinstance(case, Mapping)]
+    named = [str(case.get("id")) for record in asked.records for case in record.cases]
     means = {case: statistics.fmean(found[case]) if found.get(case) else math.inf for case in dict.fromkeys(named)}
     return sorted(means, key=lambda case: (means[case], case))
 
@@ -67,7 +67,7 @@ def choose_cases(asked: ReportInput) -> list[ChosenCase]:
     """The worst cases, and some from the middle; of folds, cases that one run tested."""
     ordered = worst_first(asked)
     if asked.folds and asked.groups:
-        tested = {str(case.get("id")) for case in shown_record(asked, asked.groups[0]).evaluation.get("cases", ())}
+        tested = {str(case.get("id")) for case in shown_record(asked, asked.groups[0]).cases}
         ordered = [case for case in ordered if case in tested]
     worst = ordered[:WORST]
     middle = len(ordered) // 2

@@ -206,7 +206,7 @@ def _difference(values: Sequence[float]) -> str:
 
 
 def _mean_of(section: Mapping[str, object], name: str) -> float:
-    mean = _mapping(section[name]).get("mean")
+    mean = _mapping(section.get(name)).get("mean")
     return float(mean) if isinstance(mean, int | float) else math.nan
 
 

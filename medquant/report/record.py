@@ -30,6 +30,12 @@ class RunRecord:
     epochs: tuple[Mapping[str, Any], ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @property
+    def cases(self) -> list[Mapping[str, Any]]:
+        """The scores of single cases, as far as they are readable."""
+        found = self.evaluation.get("cases")
+        return [case for case in found if isinstance(case, Mapping)] if isinstance(found, list) else []
+
 
 @dataclass(frozen=True)
 class RunDetails:

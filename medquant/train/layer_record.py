@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from medquant.config.schema import Config
@@ -22,6 +23,44 @@ from medquant.train.session import TrainingSession
 from medquant.train.state import load_model
 
 LAYERS_NAME = "layers.json"
+
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Counts = Annotated[list[Annotated[int, Field(ge=0, le=2**62)]], Field(min_length=1, max_length=1024)]
+
+
+class _Part(BaseModel):
+    """The file may come from anywhere: what a page shows of it is checked first."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Histogram(_Part):
+    limit: float
+    before: _Counts | None
+    after: _Counts | None
+    before_name: Annotated[str, Field(max_length=64)] = ""
+
+
+class _Layer(_Part):
+    name: Annotated[str, Field(max_length=256)]
+    weight_bits: int | None = None
+    weight_exponents: tuple[int, int] | None = None
+    weight_zero: _Share | None = None
+    weight_saturated: _Share | None = None
+    rounding_error: float | None = None
+    twin_error: float | None = None
+    activation_bits: int | None = None
+    activation_exponent: int | None = None
+    activation_zero_point: int | None = None
+    activation_zero: _Share | None = None
+    activation_saturated: _Share | None = None
+    histogram: _Histogram | None = None
+
+
+class _Document(_Part):
+    schema_: Annotated[int, Field(alias="schema", ge=1, le=SCHEMA)]
+    layers: Annotated[list[_Layer], Field(max_length=4096)]
+    activation_images: Annotated[int, Field(ge=0)] = 0
 
 
 def record_layers(session: TrainingSession, images: FloatArray | None) -> None:
@@ -74,14 +113,12 @@ def _recorded(run: RunFolder) -> Mapping[str, Any]:
     file = run.path / LAYERS_NAME
     try:
         found = read_bounded_json(file)
+        return _Document.model_validate(found).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise CheckpointError(f"{file}: no statistics of layers ({first['msg']}); write it again with medquant train --resume") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: not readable ({error}); write it again with medquant train --resume") from error
-    layers = found.get("layers") if isinstance(found, Mapping) else None
-    if not isinstance(found, Mapping) or not isinstance(layers, list) or not all(isinstance(layer, Mapping) for layer in layers):
-        raise CheckpointError(f"{file}: found no list of layers; write it again with medquant train --resume")
-    if not isinstance(found.get("schema"), int) or found["schema"] > SCHEMA:
-        raise CheckpointError(f"{file}: schema {found.get('schema')!r}, this medquant reads up to {SCHEMA}; upgrade medquant")
-    return found
 
 
 def _from_checkpoints(run: RunFolder, config: Config, network: nn.Module, inputs: int, images: Sequence[Tensor]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _affordable(chosen: Sequence[ChosenCase], record: RunRecord, seconds: float)
     """As many of the cases as the run took ``seconds`` for when it was scored; those it did not test are left out."""
     each = record.evaluation.get("seconds_per_case")
     most = int(seconds / each) if isinstance(each, int | float) and each > 0 else len(chosen)
-    tested = {str(case.get("id")) for case in record.evaluation.get("cases", ())}
+    tested = {str(case.get("id")) for case in record.cases}
     return [case for case in chosen if case.id in tested][:most]
 
 

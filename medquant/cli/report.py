@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from medquant.cli.output import JsonOption, QuietOption, VerboseOption, Voice, guarded
-
-if TYPE_CHECKING:
-    from medquant.report.tables import Table
 
 
 @guarded
@@ -30,6 +27,7 @@ def report(
 
     Example: medquant report runs/em-* --out report.html
     """
+    from medquant.data.atomic import write_text
     from medquant.report.comparison import comparison_table, draw_comparison, group_runs
     from medquant.report.folds import are_folds, fold_groups, folds_table
     from medquant.report.page import make_report
@@ -49,10 +47,13 @@ def report(
     else:
         groups = group_runs(documents)
         table = comparison_table(groups)
+    if page is None:
+        _make_folder(out)
     asked = ReportInput(title or "Segmentation networks, compared", records, tuple(groups), notes=_left_out(found.unfinished), folds=joined)
     made = make_report(with_details(asked, found.folders, voice.say))
     if page is None:
-        _write_folder(out, table)
+        write_text(out / "table.md", table.to_markdown() + "\n")
+        write_text(out / "table.csv", table.to_csv())
         if not joined:
             draw_comparison(groups, out / "dice_memory.png")
     made.write(out / "report.html" if page is None else page)
@@ -74,16 +75,13 @@ def _page(out: Path) -> Path | None:
     return out
 
 
-def _write_folder(out: Path, table: Table) -> None:
-    from medquant.data.atomic import write_text
+def _make_folder(out: Path) -> None:
     from medquant.errors import UsageError
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{out}: the report folder cannot be made ({error.strerror}); choose another --out") from error
-    write_text(out / "table.md", table.to_markdown() + "\n")
-    write_text(out / "table.csv", table.to_csv())
 
 
 def _left_out(unfinished: int) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ MOST_PIXELS = 384
 
 _WINDOW_PERCENT = (0.5, 99.5)
 # A picture of a picture is better as JPEG: a tenth of the size.
-_OVERVIEW_WIDTH = 1100
+_OVERVIEW_WIDTH = 820
 _MOST_OVERVIEW_PIXELS = 2**26
 
 

@@ -91,6 +91,7 @@ def _context(asked: ReportInput) -> dict[str, Any]:
     cases = case_table(asked).table
     shown_cases = Table(cases.columns, cases.rows[:MOST_CASE_ROWS])
     pictures, left_out = _pictures(asked)
+    overviews, overviews_left_out = _overviews(asked)
     common, differing = settings_tables(asked)
     cards = {_card(record.settings) for record in asked.records}
     return {
@@ -112,7 +113,8 @@ def _context(asked: ReportInput) -> dict[str, Any]:
         "pictures": pictures,
         "pictures_left_out": left_out,
         "missing": _missing_cases(asked),
-        "overviews": _overviews(asked),
+        "overviews": overviews,
+        "overviews_left_out": overviews_left_out,
         "colours": {name: "#" + bytes(rgb).hex() for name, rgb in (("right", RIGHT_RGB), ("missed", MISSED_RGB), ("false", FALSE_RGB))},
         "provenance": provenance_table(asked).table,
         "commands": command_table(asked).table,
@@ -231,15 +233,21 @@ def _missing_cases(asked: ReportInput) -> list[tuple[str, str]]:
     return [(label, details.cases_missing) for label, details in asked.details.items() if details.cases_missing]
 
 
-def _overviews(asked: ReportInput) -> list[tuple[str, str, str]]:
-    """The runs' own pictures, scaled down, as far as they fit."""
-    found, used = [], 0
+def _overviews(asked: ReportInput) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The runs' own pictures, scaled down, as far as they fit, and the labels of those that do not."""
+    found: list[tuple[str, str, str]] = []
+    left_out: list[str] = []
+    used = 0
     for label, details in asked.details.items():
         uri = None if details.picture is None else picture_uri(details.picture)
-        if uri is not None and used + len(uri) <= MOST_IMAGE_BYTES:
-            used += len(uri)
-            found.append((label, details.record.name, uri))
-    return found
+        if uri is None:
+            continue
+        if used + len(uri) > MOST_IMAGE_BYTES:
+            left_out.append(label)
+            continue
+        used += len(uri)
+        found.append((label, details.record.name, uri))
+    return found, left_out
 
 
 def _splits(asked: ReportInput) -> list[tuple[str, list[tuple[str, list[str]]]]]:

@@ -19,6 +19,7 @@ from PIL import Image
 from report_inputs import CASES, asked, evaluation, layers, record, shown_case
 
 from medquant.errors import UsageError
+from medquant.report import page as page_module
 from medquant.report.case_choice import choose_cases, shown_record, worst_first
 from medquant.report.case_images import case_images, picture_uri
 from medquant.report.comparison import group_runs
@@ -319,7 +320,18 @@ def test_a_picture_that_is_none_is_left_out() -> None:
     Image.new("RGB", (3000, 100)).save(target, format="PNG")
     uri = picture_uri(target.getvalue())
     assert uri is not None
-    assert _pixels(uri).shape[:2] == (37, 1100)
+    assert _pixels(uri).shape[:2] == (27, 820)
+
+
+def test_pictures_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = io.BytesIO()
+    Image.new("RGB", (90, 90)).save(target, format="PNG")
+    given = asked()
+    details = {each.label: RunDetails(given.records[0], picture=target.getvalue()) for each in given.groups}
+    monkeypatch.setattr(page_module, "MOST_IMAGE_BYTES", len(picture_uri(target.getvalue()) or ""))
+    made = make_report(replace(given, details=details, cases=()))
+    assert made.html.count("<img") == 1
+    assert "so that the page stays small: W4A6." in Page(made.html).words
 
 
 def test_the_files_stand_beside_the_page(made: Report, tmp_path: Path) -> None:

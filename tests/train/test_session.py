@@ -42,7 +42,7 @@ def _timeless(document: object) -> object:
 
 def test_the_run_folder_holds_what_is_promised(finished_run: Path) -> None:
     assert {entry.name for entry in finished_run.iterdir()} == {
-        *("run.json", "metrics.jsonl", "tensorboard", "best", "last", "warm", "float", "model.mq", "eval.json", "pictures")
+        *("run.json", "metrics.jsonl", "tensorboard", "best", "last", "warm", "float", "model.mq", "eval.json", "layers.json", "pictures")
     }
     for folder in ("best", "last", "warm", "float"):
         assert sorted(file.suffix for file in (finished_run / folder).iterdir()) == [".json", ".safetensors"]

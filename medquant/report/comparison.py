@@ -29,7 +29,7 @@ class Group:
     """The runs of one bit width, method and its options.
 
     Args:
-        label: ``float``, for example ``W4A6``, or ``W4A6 learned_step`` (see :func:`run_label`).
+        label: ``float``, for example ``W4A6``, or ``W4A6 learned_step`` (see :func:`run_label`); of different networks, what differs.
         documents: their ``eval.json``, one a seed.
     """
 
@@ -55,7 +55,7 @@ class Group:
 
 
 def group_runs(documents: Sequence[Mapping[str, object]]) -> list[Group]:
-    """Runs by bit width, widest first, and by method and its options.
+    """Runs by bit width, widest first, by method and its options, and by network: a label says what differs.
 
     Raises:
         InputError: no run, or runs that were scored on different cases or classes.
@@ -67,13 +67,45 @@ def group_runs(documents: Sequence[Mapping[str, object]]) -> list[Group]:
     }
     if len(scored) > 1:
         raise InputError("the runs were scored on different data, cases or classes; compare runs of one data set and one part")
-    refuse_mixed_networks(documents)
-    found: dict[tuple[int, int, str], list[Mapping[str, object]]] = {}
-    for document in documents:
+    networks = [_network_text(document) for document in documents]
+    differences = _differences(documents)
+    # Widest first; networks of one width in the order they were named.
+    order = list(dict.fromkeys(networks))
+    found: dict[tuple[int, int, str, int], list[Mapping[str, object]]] = {}
+    for document, network, difference in zip(documents, networks, differences, strict=True):
         bits = _mapping(document["bits"])
-        key = (-int(str(bits["weights"])), -int(str(bits["activations"])), run_label(document))
+        label = " ".join(text for text in (run_label(document), difference) if text)
+        key = (-int(str(bits["weights"])), -int(str(bits["activations"])), label, order.index(network))
         found.setdefault(key, []).append(document)
     return [Group(key[2], tuple(found[key])) for key in sorted(found)]
+
+
+def _network_text(document: Mapping[str, object]) -> str:
+    """What a run's network is, as one text; runs that do not say are taken to be of the same one."""
+    return json.dumps(_network(document), sort_keys=True)
+
+
+def _network(document: Mapping[str, object]) -> Mapping[str, object]:
+    network = _mapping(document.get("network") or {})
+    # A float network has no edge layers of other bits, whatever its configuration says.
+    return {key: value for key, value in network.items() if key != "edge_bits" or not is_float(document)}
+
+
+def _differences(documents: Sequence[Mapping[str, object]]) -> list[str]:
+    """For each run, in words, what of its network is not the same in all of them."""
+    networks = [_network(document) for document in documents]
+    known = [network for network in networks if network]
+    keys = sorted({key for network in known for key in network}, key=lambda key: (key != "name", key))
+    differing = [key for key in keys if len({json.dumps(network[key], sort_keys=True) for network in known if key in network}) > 1]
+    found = []
+    for network in networks:
+        shown = [str(network[key]) if key == "name" else f"{key}={_value_text(network[key])}" for key in differing if key in network]
+        found.append(", ".join(shown) if network else "network not recorded" if differing else "")
+    return found
+
+
+def _value_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def run_label(document: Mapping[str, object]) -> str:
@@ -82,11 +114,17 @@ def run_label(document: Mapping[str, object]) -> str:
     Runs of one label differ in seed and fold alone, so that a mean over them means something.
     """
     bits = _mapping(document["bits"])
-    if bits["weights"] == bits["activations"] == 32:
+    if is_float(document):
         return FLOAT
     method = bits.get("method", DEFAULT_METHOD)
     options = [f"{key}={value}" for key, value in sorted(_mapping(bits.get("options") or {}).items())]
     return " ".join([f"W{bits['weights']}A{bits['activations']}", *([] if method == DEFAULT_METHOD else [str(method)]), *options])
+
+
+def is_float(document: Mapping[str, object]) -> bool:
+    """Whether a run's network is float altogether."""
+    bits = _mapping(document["bits"])
+    return bool(bits["weights"] == bits["activations"] == 32)
 
 
 def refuse_mixed_networks(documents: Sequence[Mapping[str, object]]) -> None:
@@ -128,17 +166,21 @@ def draw_comparison(groups: Sequence[Group], out_path: Path) -> None:
     points = []
     for name in _mapping(groups[0].documents[0]["dice"]):
         for group in groups:
-            scores, size = group.scores("dice", name), group.size_bytes("float_bytes" if group.label == FLOAT else "parameter_bytes")
+            scores, size = (
+                group.scores("dice", name),
+                group.size_bytes("float_bytes" if is_float(group.documents[0]) else "parameter_bytes"),
+            )
             if not scores:
                 continue
             mean = statistics.fmean(scores)
-            half = _half_interval(scores)
+            half = half_interval(scores)
             ends = (None, None) if half is None else (mean - half, mean + half)
             points.append(DicePoint(group.label, size or 1, mean, ends[0], ends[1], name))
     dice_against_memory(points, out_path)
 
 
-def _half_interval(scores: Sequence[float]) -> float | None:
+def half_interval(scores: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of a mean (Student's t), None of fewer than two scores."""
     if len(scores) < 2:
         return None
     from scipy import stats
@@ -164,7 +206,7 @@ def _difference(values: Sequence[float]) -> str:
 
 
 def _mean_of(section: Mapping[str, object], name: str) -> float:
-    mean = _mapping(section[name]).get("mean")
+    mean = _mapping(section.get(name)).get("mean")
     return float(mean) if isinstance(mean, int | float) else math.nan
 
 

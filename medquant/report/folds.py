@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from medquant.errors import InputError
 from medquant.evaluate.fold_summary import fold_table
-from medquant.report.comparison import FLOAT, refuse_mixed_networks, run_label
+from medquant.report.comparison import FLOAT, Group, refuse_mixed_networks, run_label
 from medquant.report.tables import Table, format_bytes
 
 _TWIN = "float twin of "
@@ -53,6 +53,14 @@ def folds_table(documents: Sequence[Mapping[str, object]]) -> tuple[Table, dict[
         rows.append((label, str(len(group)), cases, *cells, format_bytes(max(sizes))))
     columns = ("network", "folds", "cases", *(f"Dice {name} mean ± std (min–max)" for name in classes), "parameters")
     return Table(columns, tuple(rows)), figures
+
+
+def fold_groups(documents: Sequence[Mapping[str, object]]) -> list[Group]:
+    """The runs of folds by bit width and method, in the order of :func:`folds_table`."""
+    groups: dict[str, list[Mapping[str, object]]] = {}
+    for document in documents:
+        groups.setdefault(run_label(document), []).append(document)
+    return [Group(label, tuple(group)) for label, group in groups.items()]
 
 
 def _fold_name(document: Mapping[str, object]) -> str:

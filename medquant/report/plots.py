@@ -18,6 +18,7 @@ from medquant.report.tables import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart with any colour vision
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -48,18 +49,36 @@ class DicePoint:
 
 
 def dice_against_memory(points: Sequence[DicePoint], out_path: Path, *, baselines: Mapping[str, float] | None = None) -> None:
-    """Write a PNG of mean Dice over parameter size, one panel a class, sizes doubling at each tick.
+    """Write :func:`memory_figure` as a PNG.
+
+    Raises:
+        InputError: as :func:`memory_figure`.
+        UsageError: the file cannot be written.
+    """
+    save_png(memory_figure(points, baselines=baselines), out_path)
+
+
+def memory_figure(
+    points: Sequence[DicePoint],
+    *,
+    baselines: Mapping[str, float] | None = None,
+    size_name: str = "parameters in memory",
+    fronts: Mapping[str, Sequence[DicePoint]] | None = None,
+    panel_inches: tuple[float, float] = (6.2, 4.6),
+) -> Figure:
+    """A figure of mean Dice over size, one panel a class, sizes doubling at each tick.
 
     Points of one size stand side by side, a few percent off their size, so that each bar can be seen.
 
     Args:
         points: at least one; classes keep their order of appearance.
-        out_path: PNG file, replaced if it exists.
         baselines: class name → Dice of a trivial prediction in 0..1, drawn as a dashed line.
+        size_name: what the sizes are of.
+        fronts: class name → its Pareto front, smallest first, drawn as steps.
+        panel_inches: width and height of a panel.
 
     Raises:
         InputError: there is no point, or one has no size or no Dice.
-        UsageError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -69,31 +88,41 @@ def dice_against_memory(points: Sequence[DicePoint], out_path: Path, *, baseline
         if point.size_bytes <= 0 or not math.isfinite(point.dice):
             raise InputError(f"point {point.label!r} ({point.size_bytes} bytes, Dice {point.dice}) cannot be drawn: it needs both")
     names = list(dict.fromkeys(point.class_name for point in points))
-    figure = Figure(figsize=(6.2 * len(names), 4.6), layout="constrained")
+    figure = Figure(figsize=(panel_inches[0] * len(names), panel_inches[1]), layout="constrained")
     panels = list(figure.subplots(1, len(names), squeeze=False)[0])
     labels = []
     for ax, name in zip(panels, names, strict=True):
         mine = [point for point in points if point.class_name == name]
         x = _side_by_side([point.size_bytes for point in mine])
-        _draw_points(ax, mine, x, (baselines or {}).get(name))
+        _draw_front(ax, (fronts or {}).get(name, ()))
+        _draw_points(ax, mine, x, (baselines or {}).get(name), size_name)
         labels.append((ax, [(at, 100.0 * point.dice, point.label) for at, point in zip(x, mine, strict=True)], _bars(mine, x)))
     place_labels(figure, labels)
-    save_png(figure, out_path)
+    return figure
 
 
 def training_curves(records: Sequence[Mapping[str, object]], out_path: Path) -> None:
-    """Write a PNG of training loss, validation Dice and learning rate over the epochs, stages shaded in turn.
+    """Write :func:`training_figure` as a PNG.
+
+    Raises:
+        InputError: as :func:`training_figure`.
+        UsageError: the file cannot be written.
+    """
+    save_png(training_figure(records), out_path)
+
+
+def training_figure(records: Sequence[Mapping[str, object]], inches: tuple[float, float] = (8.0, 7.0)) -> Figure:
+    """A figure of training loss, validation Dice and learning rate over the epochs, stages shaded in turn.
 
     Epochs that start anew in each stage are laid end to end; lines end where their stage does. A figure that a record
     lacks, or that is NaN, is left out.
 
     Args:
         records: one mapping an epoch, in order, with ``stage``, ``epoch``, ``train_loss``, ``val_dice`` (class → 0..1), ``lr``.
-        out_path: PNG file, replaced if it exists.
+        inches: width and height.
 
     Raises:
         InputError: there is no record, or a record has no epoch number.
-        UsageError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -101,7 +130,7 @@ def training_curves(records: Sequence[Mapping[str, object]], out_path: Path) -> 
         raise InputError("there is no epoch to draw: the list of metrics is empty")
     epochs = _running_epochs(records)
     stages = [str(record.get("stage", "")) for record in records]
-    figure = Figure(figsize=(8.0, 7.0), layout="constrained")
+    figure = Figure(figsize=inches, layout="constrained")
     loss_ax, dice_ax, rate_ax = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": (3, 3, 1.2)})
     _draw_series(loss_ax, epochs, stages, {"training loss": [_number(record.get("train_loss")) for record in records]})
     loss_ax.set_ylabel("training loss")
@@ -112,10 +141,16 @@ def training_curves(records: Sequence[Mapping[str, object]], out_path: Path) -> 
     rate_ax.set_ylim(bottom=0.0)
     rate_ax.set_xlabel("epoch")
     _mark_stages([loss_ax, dice_ax, rate_ax], epochs, stages)
-    save_png(figure, out_path)
+    return figure
 
 
-def _draw_points(ax: Axes, points: Sequence[DicePoint], x: Sequence[float], floor: float | None) -> None:
+def _draw_front(ax: Axes, front: Sequence[DicePoint]) -> None:
+    if front:
+        sizes, scores = [point.size_bytes for point in front], [100.0 * point.dice for point in front]
+        ax.plot(sizes, scores, color=_COLOURS[1], linestyle="--", linewidth=1.2, drawstyle="steps-post")
+
+
+def _draw_points(ax: Axes, points: Sequence[DicePoint], x: Sequence[float], floor: float | None, size_name: str) -> None:
     for number, (at, point) in enumerate(zip(x, points, strict=True)):
         below = 0.0 if point.low is None else 100.0 * (point.dice - point.low)
         above = 0.0 if point.high is None else 100.0 * (point.high - point.dice)
@@ -134,7 +169,7 @@ def _draw_points(ax: Axes, points: Sequence[DicePoint], x: Sequence[float], floo
         ax.axhline(100.0 * floor, color=_GUIDE, linestyle=(0, (4, 3)), linewidth=1.0)
         text = f"without looking at the image: {100.0 * floor:.1f}"
         ax.text(0.99, 100.0 * floor, text, transform=ax.get_yaxis_transform(), ha="right", va="bottom", fontsize=9, color=_GUIDE)
-    _size_axis(ax, [point.size_bytes for point in points])
+    _size_axis(ax, [point.size_bytes for point in points], size_name)
     ends = [100.0 * value for point in points for value in (point.dice, point.low, point.high, floor) if value is not None]
     spread = max(max(ends) - min(ends), 1.0)
     ax.set_ylim(max(0.0, min(ends) - 0.15 * spread), max(ends) + 0.2 * spread)
@@ -145,7 +180,7 @@ def _draw_points(ax: Axes, points: Sequence[DicePoint], x: Sequence[float], floo
     _tidy(ax)
 
 
-def _size_axis(ax: Axes, sizes: Sequence[int]) -> None:
+def _size_axis(ax: Axes, sizes: Sequence[int], size_name: str) -> None:
     """A logarithmic axis in base 2 with ticks at whole powers, named in KiB or MiB."""
     first, last = math.floor(math.log2(min(sizes))), math.ceil(math.log2(max(sizes)))
     first, last = (first - 1, last + 1) if last - first < 2 else (first, last)
@@ -154,7 +189,7 @@ def _size_axis(ax: Axes, sizes: Sequence[int]) -> None:
     ticks = [2**power for power in range(max(0, first), last + 1, 1 + (last - first) // 8)]
     ax.set_xticks(ticks, [format_bytes(tick).replace(".00", "") for tick in ticks])
     ax.set_xticks([], minor=True)
-    ax.set_xlabel("parameters in memory (each tick doubles)" if last - first < 8 else "parameters in memory (logarithmic)")
+    ax.set_xlabel(f"{size_name} (each tick doubles)" if last - first < 8 else f"{size_name} (logarithmic)")
 
 
 def _side_by_side(sizes: Sequence[int]) -> list[float]:

@@ -65,6 +65,10 @@ class Table:
         writer.writerows([_no_formula(cell) for cell in row] for row in (self.columns, *self.rows))
         return target.getvalue()
 
+    def is_left(self, column: int) -> bool:
+        """Whether a column, counted from 0, is aligned to the left."""
+        return self._sides()[column] == "left"
+
     def _sides(self) -> tuple[Alignment, ...]:
         return self.alignment or tuple("left" if c == 0 else "right" for c in range(len(self.columns)))
 

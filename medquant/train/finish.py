@@ -30,6 +30,7 @@ from medquant.quant.network import QuantNetwork
 from medquant.quant.program import IntegerProgram
 from medquant.train.building import configured_outputs, plan_network
 from medquant.train.checkpoint import has_checkpoint, load_checkpoint
+from medquant.train.layer_record import record_layers
 from medquant.train.model_card import model_metadata, region_json, scored_metrics
 from medquant.train.pictures import draw_pictures, pictured
 from medquant.train.run_folder import finished_now, write_json
@@ -75,6 +76,9 @@ def finish(session: TrainingSession) -> Finished:
     else:
         finished = score_session(session)
     write_json(run.eval, finished.document)
+    if not session.only_scores:
+        # A network of one image size takes no other, and padding would be most of what it is shown.
+        record_layers(session, None if session.only_size else checked_images(session))
     cases = scored_cases(session)
     try:
         if not session.only_scores:
@@ -90,15 +94,7 @@ def score_session(session: TrainingSession, agreement: Agreement | None = None) 
     """Score the network of a trained run, and its twin, on the part and with the engine the configuration names; writes nothing."""
     config = session.config
     cases = scored_cases(session)
-    predictor: MaskPredictor
-    if session.is_integer:
-        # Scored is the file that leaves the run, not the network in memory.
-        program = load_packed(session.run_folder.model).program
-        predictor = ProgramPredictor(program, session.size_multiple, config.eval.engine, session.reporter.message)
-        # With it the weights go, where the engine has its own.
-        del program
-    else:
-        predictor = session.float_predictor(_trained_float(session))
+    predictor = own_predictor(session)
     session.reporter.message(f"scoring {len(cases)} cases of the {config.eval.split} part")
     evaluation = _evaluate(session, cases, predictor)
     at_half = _at_half(session, cases, predictor)
@@ -122,6 +118,15 @@ def _at_half(session: TrainingSession, cases: Sequence[PreparedCase], predictor:
         return None
     plain = replace(predictor.decision, threshold=0.5)
     return _evaluate(session, cases, session.float_predictor(predictor.network, plain))
+
+
+def own_predictor(session: TrainingSession) -> MaskPredictor:
+    """What predicts with the network of a trained run: its model file, or torch where it is no integer program."""
+    if not session.is_integer:
+        return session.float_predictor(_trained_float(session))
+    # Scored is the file that leaves the run, not the network in memory. Nothing here keeps the weights: engines have their own.
+    program = load_packed(session.run_folder.model).program
+    return ProgramPredictor(program, session.size_multiple, session.config.eval.engine, session.reporter.message)
 
 
 def _say_what_was_not_found(session: TrainingSession, evaluation: Evaluation) -> None:
@@ -174,10 +179,7 @@ def _trained_float(session: TrainingSession) -> nn.Module:
 
 def _compare(session: TrainingSession, network: QuantNetwork, program: IntegerProgram) -> Agreement:
     """Simulation against the program on slices of the validation (else the training) part; a difference ends the run."""
-    cases = session.prepared("validation" if session.split.validation else "train")
-    slices = _some_slices(cases) if session.dimensions == 2 else _some_block(cases[0])
-    padding = [(0, 0), (0, 0), *((0, -length % session.size_multiple) for length in slices.shape[2:])]
-    agreement = check_agreement(network, program, np.pad(slices, padding, mode="edge"))
+    agreement = check_agreement(network, program, checked_images(session))
     if agreement.differing:
         raise EngineMismatchError(
             f"{session.run_folder.path}: simulation and integer program differ in {agreement.differing} of {agreement.checked} values; "
@@ -185,6 +187,14 @@ def _compare(session: TrainingSession, network: QuantNetwork, program: IntegerPr
         )
     session.reporter.message(f"simulation and integer program agree in all {agreement.checked} values checked")
     return agreement
+
+
+def checked_images(session: TrainingSession) -> FloatArray:
+    """A few slices, or a block, of the validation (else the training) part, padded to the network's size multiple."""
+    cases = session.prepared("validation" if session.split.validation else "train")
+    slices = _some_slices(cases) if session.dimensions == 2 else _some_block(cases[0])
+    padding = [(0, 0), (0, 0), *((0, -length % session.size_multiple) for length in slices.shape[2:])]
+    return np.pad(slices, padding, mode="edge")
 
 
 def _some_slices(cases: Sequence[PreparedCase]) -> FloatArray:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medquant.data.prepared import PreparedCase
 from medquant.data.volume import Case, DatasetInfo, Volume
@@ -51,13 +52,16 @@ def pictured(cases: Sequence[PreparedCase]) -> list[PreparedCase]:
     return list(cases[:: max(1, len(cases) // _ROWS)][:_ROWS])
 
 
+def grey_as_seen(case: PreparedCase) -> NDArray[np.generic]:
+    """The case's gray values (I, J, K) cut to the window the network sees, so that a CT shows soft tissue instead of bone."""
+    rule, array = case.normalisation, case.case.image.array
+    return array if rule.kind != "range" else np.clip(np.asarray(array, dtype=np.float32), rule.low, rule.high)
+
+
 def _as_seen(case: PreparedCase) -> Case:
-    """The case with its gray values cut to the window the network sees, so that a CT shows soft tissue instead of bone."""
-    rule = case.normalisation
-    if rule.kind != "range":
+    if case.normalisation.kind != "range":
         return case.case
-    shown = np.clip(np.asarray(case.case.image.array, dtype=np.float32), rule.low, rule.high)
-    return replace(case.case, image=Volume(shown, case.case.image.affine, case.case.image.has_geometry))
+    return replace(case.case, image=Volume(grey_as_seen(case), case.case.image.affine, case.case.image.has_geometry))
 
 
 def _overlay_rows(cases: Sequence[Case], info: DatasetInfo, named: Sequence[tuple[str, Evaluation]]) -> list[OverlayRow]:

@@ -239,7 +239,14 @@ class RunFolder:
 
     def note_outputs(self) -> None:
         """Record size and SHA-256 of every result file."""
-        files = [self.model, self.eval, *sorted(self.best.glob("*")), *sorted(self.twin.glob("*")), *sorted(self.pictures.glob("*"))]
+        files = [
+            self.model,
+            self.eval,
+            self.path / "layers.json",
+            *sorted(self.best.glob("*")),
+            *sorted(self.twin.glob("*")),
+            *sorted(self.pictures.glob("*")),
+        ]
         found = {
             str(file.relative_to(self.path)): {"size_bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
             for file in files

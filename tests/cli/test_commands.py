@@ -182,11 +182,52 @@ def test_a_plan_of_options_agrees_with_the_run_they_make(finished_run: Path) -> 
 def test_a_report_writes_a_table_and_a_picture(finished_run: Path) -> None:
     result = typed("report", finished_run, finished_run, "--out", "new/report")
     assert result.exit_code == 0, result.stderr
-    assert {file.name for file in Path("new/report").iterdir()} == {"table.md", "table.csv", "dice_memory.png"}
+    beside = {"report.html", "report.md", *(f"report-{name}.csv" for name in ("summary", "memory", "cases", "layers", "provenance"))}
+    assert {"table.md", "table.csv", "dice_memory.png", *beside} <= {file.name for file in Path("new/report").iterdir()}
     header, row = Path("new/report/table.csv").read_text().splitlines()
     assert header.startswith("network,seeds,Dice gray_matter")
     assert row.startswith("W4A6,1,"), "one run named twice is one seed"
     assert "written to new/report/" in result.stdout
+
+
+def test_a_report_is_one_page_with_its_cases_and_layers(finished_run: Path) -> None:
+    result = typed("report", finished_run, "--out", "one.html", "--title", "Two & <three>")
+    assert result.exit_code == 0, result.stderr
+    text = Path("one.html").read_text()
+    assert "<h1>Two &amp; &lt;three&gt;</h1>" in text
+    assert text.count('class="pair"') == 2, "one test case: image and truth, prediction and difference"
+    assert "Activations: measured on" in text
+    assert "Missing:" not in text
+    assert not Path("table.md").exists()
+
+
+def test_a_folder_of_runs_stands_for_the_finished_ones(finished_run: Path) -> None:
+    Path("sweep/runs").mkdir(parents=True)
+    shutil.copytree(finished_run, "sweep/runs/a", ignore=shutil.ignore_patterns("last", "warm", "tensorboard"))
+    shutil.copytree("sweep/runs/a", "sweep/runs/b")
+    run = json.loads(Path("sweep/runs/b/run.json").read_text())
+    Path("sweep/runs/b/run.json").write_text(json.dumps({**run, "status": "training"}))
+    found = only_document(typed("report", "sweep", "--out", "r", "--json"))
+    assert (found["unfinished"], len(found["rows"])) == (1, 1)  # type: ignore[arg-type]
+    assert "1 run left out: not finished" in Path("r/report.html").read_text()
+
+
+def test_a_report_of_runs_that_cannot_be_read_says_why(finished_run: Path) -> None:
+    Path("empty").mkdir()
+    shutil.copytree(finished_run, "half", ignore=shutil.ignore_patterns("eval.json"))
+    shutil.copytree(finished_run, "damaged")
+    Path("damaged/layers.json").write_text('{"schema": 1, "layers": [{"name": 5}]}')
+    for arguments, code, words in (
+        (("nowhere",), 2, "no such folder"),
+        (("empty",), 6, "no run folder"),
+        (("half",), 6, "not finished"),
+        ((finished_run, "--out", "missing/one.html"), 2, "does not exist"),
+    ):
+        result = typed("report", *arguments)
+        assert (result.exit_code, words in result.stderr) == (code, True), result.stderr
+    result = typed("report", "damaged", "--out", "d.html")
+    assert result.exit_code == 0, result.stderr
+    assert "no statistics of layers" in Path("d.html").read_text(), "one part that is damaged does not cost the report"
 
 
 # --- info, doctor, inspect ----------------------------------------------------------------------------------------------

@@ -92,8 +92,11 @@ def test_a_run_without_a_score_does_not_spoil_the_others() -> None:
 def test_runs_of_different_networks_are_not_averaged() -> None:
     small, large = ({**_document((4, 6), 0.9), "network": {"channels": channels, "layer_bits": []}} for channels in (2, 8))
     assert len(group_runs([small, dict(small)])[0].documents) == 2
-    with pytest.raises(InputError, match="different networks"):
-        group_runs([small, large])
+    groups = group_runs([small, large, small])
+    assert [(group.label, len(group.documents)) for group in groups] == [("W4A6 channels=2", 2), ("W4A6 channels=8", 1)]
+    named = [{**each, "network": {**each["network"], "name": name}} for each, name in ((small, "unet"), (large, "dynunet"))]
+    assert [group.label for group in group_runs(named)] == ["W4A6 dynunet, channels=8", "W4A6 unet, channels=2"]
+    assert [group.label for group in group_runs([small, large, _document((4, 6), 0.9)])][2] == "W4A6 network not recorded"
 
 
 def test_runs_of_different_methods_or_options_are_rows_of_their_own() -> None:

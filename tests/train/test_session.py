@@ -42,7 +42,7 @@ def _timeless(document: object) -> object:
 
 def test_the_run_folder_holds_what_is_promised(finished_run: Path) -> None:
     assert {entry.name for entry in finished_run.iterdir()} == {
-        *("run.json", "metrics.jsonl", "tensorboard", "best", "last", "warm", "float", "model.mq", "eval.json", "pictures")
+        *("run.json", "metrics.jsonl", "tensorboard", "best", "last", "warm", "float", "model.mq", "eval.json", "layers.json", "pictures")
     }
     for folder in ("best", "last", "warm", "float"):
         assert sorted(file.suffix for file in (finished_run / folder).iterdir()) == [".json", ".safetensors"]
@@ -71,7 +71,7 @@ def test_run_json_says_what_the_run_was(finished_run: Path) -> None:
 def test_run_json_holds_the_hash_of_every_result(finished_run: Path) -> None:
     outputs = _json(finished_run / "run.json")["outputs"]
     assert isinstance(outputs, dict)
-    files = [finished_run / "model.mq", finished_run / "eval.json"]
+    files = [finished_run / "model.mq", finished_run / "eval.json", finished_run / "layers.json"]
     files += [file for folder in ("best", "float", "pictures") for file in (finished_run / folder).iterdir()]
     assert set(outputs) == {str(file.relative_to(finished_run)) for file in files}
     for file in files:

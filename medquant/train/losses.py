@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medquant.train.distributed import ALONE, Group
+
 _SMOOTH = 1.0
 """Added to both sides of the soft Dice quotient, so that an absent class neither divides by zero nor dominates."""
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, labels: Tensor, group: Group = ALONE) -> Tensor:
     """Cross-entropy plus one minus the mean soft Dice over classes.
 
     With one output the classes are the two signs of the logit, and both count in Dice: the rarer of the two (a membrane, an
@@ -22,32 +24,35 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: (N, 1 or classes, *S), any float type; with deep supervision (N, levels, 1 or classes, *S), all at full size.
         labels: class numbers, int64, (N, *S).
+        group: processes of which each holds an equal part of the batch; the loss is that of the whole batch.
 
     Returns:
         A scalar in float32.
     """
     if logits.dim() == labels.dim() + 2:
         levels = logits.unbind(dim=1)
-        weighted = [0.5**level * segmentation_loss(each, labels) for level, each in enumerate(levels)]
+        weighted = [0.5**level * segmentation_loss(each, labels, group) for level, each in enumerate(levels)]
         return torch.stack(weighted).sum() / (2.0 - 0.5 ** (len(levels) - 1))
     logits = logits.float()
     if logits.shape[1] == 1:
         target = labels.unsqueeze(1).float()
-        entropy = F.binary_cross_entropy_with_logits(logits, target)
+        entropy = group.mean(F.binary_cross_entropy_with_logits(logits, target))
         probability = torch.sigmoid(logits)
-        return entropy + 1.0 - 0.5 * (_soft_dice(probability, target) + _soft_dice(1.0 - probability, 1.0 - target)).mean()
-    entropy = F.cross_entropy(logits, labels)
+        both = _soft_dice(probability, target, group) + _soft_dice(1.0 - probability, 1.0 - target, group)
+        return entropy + 1.0 - 0.5 * both.mean()
+    entropy = group.mean(F.cross_entropy(logits, labels))
     probability = torch.softmax(logits, dim=1)
     target = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()
-    return entropy + 1.0 - _soft_dice(probability, target)[1:].mean()
+    return entropy + 1.0 - _soft_dice(probability, target, group)[1:].mean()
 
 
-def distillation_loss(logits: Tensor, taught: Tensor) -> Tensor:
+def distillation_loss(logits: Tensor, taught: Tensor, group: Group = ALONE) -> Tensor:
     """Distance to a teacher's probabilities: mean over voxels of the Kullback-Leibler divergence (Hinton et al., 2015, T = 1).
 
     Args:
         logits: (N, 1 or classes, *S), any float type.
         taught: logits of the teacher, same shape; no gradient flows into them.
+        group: as for :func:`segmentation_loss`.
 
     Returns:
         A scalar in float32, zero where both say the same.
@@ -57,14 +62,15 @@ def distillation_loss(logits: Tensor, taught: Tensor) -> Tensor:
         target = torch.sigmoid(taught)
         # Cross-entropy less the teacher's own entropy.
         own = F.binary_cross_entropy_with_logits(taught, target)
-        return F.binary_cross_entropy_with_logits(logits, target) - own
+        return group.mean(F.binary_cross_entropy_with_logits(logits, target) - own)
     voxels = logits.numel() / logits.shape[1]
     divergence = F.kl_div(torch.log_softmax(logits, dim=1), torch.log_softmax(taught, dim=1), reduction="sum", log_target=True)
-    return divergence / voxels
+    return group.mean(divergence / voxels)
 
 
-def _soft_dice(probability: Tensor, target: Tensor) -> Tensor:
+def _soft_dice(probability: Tensor, target: Tensor, group: Group) -> Tensor:
     """Soft Dice of each class over the whole batch, (N, C, *S) → (C,)."""
     axes = [axis for axis in range(probability.dim()) if axis != 1]
-    overlap = (probability * target).sum(dim=axes)
-    return (2.0 * overlap + _SMOOTH) / (probability.sum(dim=axes) + target.sum(dim=axes) + _SMOOTH)
+    overlap = group.sum((probability * target).sum(dim=axes))
+    sizes = group.sum(probability.sum(dim=axes) + target.sum(dim=axes))
+    return (2.0 * overlap + _SMOOTH) / (sizes + _SMOOTH)

@@ -38,16 +38,28 @@ def load_config(
         ConfigError: one or more mistakes, each with its place, all in one message.
     """
     sources = [from_recipe(recipe or {}), *([from_file(file)] if file else []), from_overrides(overrides), from_options(options or {})]
-    mistakes = [line for source in sources for line in (*source.mistakes, *_check(source))]
+    mistakes = [line for source in sources for line in check_source(source)]
     if not mistakes:
-        try:
-            return Config.model_validate(_nested(setting for source in sources for setting in source.settings))
-        except ValidationError as error:
-            # Every value is right by itself; what is left lies between keys.
-            mistakes = [message for _, message in describe(error)]
+        joined = join_sources(sources)
+        if isinstance(joined, Config):
+            return joined
+        mistakes = joined
+    raise listed_mistakes(mistakes)
+
+
+def join_sources(sources: Iterable[Source]) -> Config | list[str]:
+    """The configuration of sources whose values are right by themselves, or the mistakes that lie between keys."""
+    try:
+        return Config.model_validate(_nested(setting for source in sources for setting in source.settings))
+    except ValidationError as error:
+        return [message for _, message in describe(error)]
+
+
+def listed_mistakes(mistakes: Sequence[str]) -> ConfigError:
+    """All mistakes in one error."""
     more = [f"and {len(mistakes) - _MOST_LISTED} more"] if len(mistakes) > _MOST_LISTED else []
     listed = [f"{len(mistakes)} mistakes in the configuration:", *(f"  {line}" for line in (*mistakes[:_MOST_LISTED], *more))]
-    raise ConfigError(*(mistakes if len(mistakes) == 1 else listed))
+    return ConfigError(*(mistakes if len(mistakes) == 1 else listed))
 
 
 def dump_config(config: Config) -> str:
@@ -60,6 +72,11 @@ def dump_config(config: Config) -> str:
         else:
             lines.append(f"{name}: {_yaml_value(value)}")
     return "\n".join(lines) + "\n"
+
+
+def check_source(source: Source) -> list[str]:
+    """What is wrong with a source by itself, a line each."""
+    return [*source.mistakes, *_check(source)]
 
 
 def _check(source: Source) -> list[str]:

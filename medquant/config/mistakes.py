@@ -78,7 +78,7 @@ def describe(error: ValidationError) -> list[tuple[str, str]]:
     Returns:
         (dotted key, message) of each; the key is "" for a mistake that lies between several keys.
     """
-    return [_describe_one(details) for details in error.errors(include_url=False)]
+    return [describe_one(details) for details in error.errors(include_url=False)]
 
 
 def shown(value: object) -> str:
@@ -89,7 +89,8 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
 
 
-def _describe_one(details: ErrorDetails) -> tuple[str, str]:
+def describe_one(details: ErrorDetails) -> tuple[str, str]:
+    """One of :func:`describe`."""
     names = [part for part in details["loc"] if isinstance(part, str)]
     numbers = [part for part in details["loc"] if isinstance(part, int)]
     # Below a section's key lie options, each with a place of its own; pydantic adds the type it tried last.

@@ -90,7 +90,7 @@ def from_file(file: Path) -> Source:
     """Settings of a YAML (or JSON) file."""
     source = Source()
     try:
-        root = parse_document(_read(file))
+        root = parse_document(read_text(file))
     except DocumentError as error:
         source.mistakes.append(f"{_at(file, error.place)}: {error}")
         return source
@@ -133,18 +133,23 @@ def _note_doubled(source: Source, file: Path, prefix: str, mapping: MappingValue
         source.mistakes.append(f"{_at(file, place)}: {prefix}{key} is given twice; keep one")
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path, most_bytes: int = MAX_FILE_BYTES) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        DocumentError: it is none, or larger than ``most_bytes``.
+    """
     try:
         # Devices and pipes would be read without end.
         if file.exists() and not file.is_file():
             raise DocumentError("not a file; expected a YAML file")
         with file.open("rb") as stream:
-            content = stream.read(MAX_FILE_BYTES + 1)
+            content = stream.read(most_bytes + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DocumentError(f"cannot be read: {reason}; expected a YAML file") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise DocumentError(f"larger than {MAX_FILE_BYTES // 1024} KiB; a configuration is a few lines")
+    if len(content) > most_bytes:
+        raise DocumentError(f"larger than {most_bytes // 1024} KiB; a configuration is a few lines")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

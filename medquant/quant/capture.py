@@ -6,6 +6,7 @@ What has an integer form becomes a typed operation; everything else that compute
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from medquant.quant.capture_float import (
     may_share_memory,
 )
 from medquant.quant.capture_operations import BUILDERS, argument, module_path, where
+from medquant.quant.exported import Exported, export_once
 from medquant.quant.graph import BatchNorm, FloatOperation, Graph, Input, Linear, Operation
 from medquant.quant.plan import writes_new_values
 
@@ -34,7 +36,7 @@ _TRANSPARENT = {
 _GETITEM = "<built-in function getitem>"
 
 
-def capture(model: nn.Module, example: Tensor) -> Graph:
+def capture(model: nn.Module, example: Tensor, architecture: str | None = None) -> Graph:
     """Export ``model`` and translate every operation.
 
     Args:
@@ -42,6 +44,7 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
             pooling, up-sampling, concatenation and addition have integer forms; anything else is read as a float operation.
         example: shape (N, C, *S), 2 or 3 spatial axes, of a size the network accepts; two images, where the network holds float
             operations that are read for one size only.
+        architecture: everything the network was built from, where further networks of the same are to be read without tracing.
 
     Returns:
         The graph as the network computes it in evaluation mode; no operation is folded or fused yet.
@@ -49,6 +52,11 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
     Raises:
         ConfigError: the network cannot be exported, or computes something else each time.
     """
+    exported, state = export_once(model, example, architecture, lambda: _export(model, example))
+    return _Translator(exported, state, int(example.shape[1])).graph()
+
+
+def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     was_training = model.training
     model.eval()
     try:
@@ -58,23 +66,23 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
                 # Lengths that follow the number of images must not be read as constants.
                 dynamic = ({0: torch.export.Dim.AUTO},)
                 program = torch.export.export(model, (example,), strict=False, dynamic_shapes=dynamic)
+            return program
     except Exception as error:  # torch.export raises many kinds; each means the same to the user
         raise ConfigError(f"this network cannot be read as a graph: {type(error).__name__}: {str(error).splitlines()[0]}") from error
     finally:
         model.train(was_training)
-    return _Translator(program, int(example.shape[1])).graph()
 
 
 class _Translator:
     """Walks an exported program once and builds the operations."""
 
-    def __init__(self, program: torch.export.ExportedProgram, channels: int) -> None:
+    def __init__(self, program: Exported, state: Mapping[str, Tensor], channels: int) -> None:
         self.program = program
         self.channels = channels
-        self.tensors = _bound_tensors(program)
-        self.images = set(program.graph_signature.user_inputs)
+        self.tensors = program.bound_tensors(state)
+        self.images = set(program.signature.user_inputs)
         self.names: dict[str, str] = {}  # torch node → operation name
-        self.parameter_nodes = set(program.graph_signature.inputs_to_parameters)
+        self.parameter_nodes = set(program.signature.inputs_to_parameters)
         self.roots: dict[str, Any] = {}  # torch node → the first node of the same memory
         self.floating: set[str] = set()  # operations that write real values
         self.operations: list[Operation] = []
@@ -226,15 +234,6 @@ class _Translator:
         if argument.name not in self.tensors:
             raise ConfigError(f"{argument.name} is computed, not a parameter; convolutions need fixed weights")
         return self.tensors[argument.name].detach().clone()
-
-
-def _bound_tensors(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
-    signature = program.graph_signature
-    fixed = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
-    state = {**program.state_dict, **program.constants}
-    parameters = {placeholder: state[target] for placeholder, target in signature.inputs_to_parameters.items()}
-    # Copies: constants are computed with while the program is read, some of them in place.
-    return {**parameters, **{placeholder: state[target].detach().clone() for placeholder, target in fixed.items()}}
 
 
 def _changes_nothing(node: Any) -> bool:

@@ -86,9 +86,15 @@ def plan_network(config: Config, network: nn.Module, inputs: int) -> tuple[Graph
     example = torch.zeros((2, inputs, *size), device=parameter.device)
     quant, method = config.quant, configured_method(config)
     # A float network is planned and weighed as it runs, with batch norm folded.
-    graph = simplify(capture(network, example), method.keeps_batch_norm and (quant.wbits, quant.abits) != (FLOAT_BITS, FLOAT_BITS))
+    captured = capture(network, example, _architecture(config))
+    graph = simplify(captured, method.keeps_batch_norm and (quant.wbits, quant.abits) != (FLOAT_BITS, FLOAT_BITS))
     rules = [parse_rule(text) for text in quant.layer_bits]
     return graph, resolve_plan(graph, quant.wbits, quant.abits, quant.edge_bits, rules, method.default_bits)
+
+
+def _architecture(config: Config) -> str | None:
+    """All a network is built from, but the shapes of its tensors; None for one that was brought along as a file."""
+    return None if is_brought(config.model.name) else f"{config.model.model_dump_json()} {patch_size(config)}"
 
 
 def configured_cache(config: Config) -> ArrayCache:

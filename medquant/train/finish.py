@@ -76,7 +76,8 @@ def finish(session: TrainingSession) -> Finished:
     write_json(run.eval, finished.document)
     cases = scored_cases(session)
     try:
-        draw_pictures(session, cases, finished.evaluation, finished.twin, finished.document)
+        if not session.only_scores:
+            draw_pictures(session, cases, finished.evaluation, finished.twin, finished.document)
     except (OSError, UsageError) as error:
         raise CheckpointError(f"{run.pictures}: not drawn ({error}); free some space and resume") from error
     run.note(status="finished", finished=finished_now(), is_float=session.plan.is_float)
@@ -229,7 +230,7 @@ def weigh_session(session: TrainingSession, cases: Sequence[PreparedCase]) -> Le
     if session.is_integer:
         packed = load_packed(run.model)
         ledger = weigh_program(packed.program, parameters, wbits, shape, None if packed.coarse is None else packed.coarse.program)
-        peak = _process_peak(session, shape)
+        peak = None if session.only_scores else _process_peak(session, shape)
         return replace(ledger, model_file_bytes=run.model.stat().st_size, process_peak_bytes=peak)
     graph, plan = plan_network(session.config, session.network, session.inputs)
     ledger = weigh_plan(graph, session.method.stored(plan), parameters, wbits, shape)

@@ -23,18 +23,19 @@ class Recorder:
     Args:
         folder: the run folder.
         kept: (stage, epoch) pairs that count; lines of epochs that are to be run again are dropped.
+        events: write for TensorBoard as well.
 
     Raises:
         CheckpointError: the disk is full or cannot be written.
     """
 
-    def __init__(self, folder: Path, kept: set[tuple[str, int]] | None = None) -> None:
+    def __init__(self, folder: Path, kept: set[tuple[str, int]] | None = None, events: bool = True) -> None:
         self.path = folder / METRICS_NAME
         self.records = [record for record in read_records(self.path) if kept is None or (record["stage"], record["epoch"]) in kept]
         text = "".join(_line(record) for record in self.records).encode()
         try:
             write_atomically(self.path, lambda stream: _write_all(stream, text))
-            self._events = SummaryWriter(log_dir=str(folder / "tensorboard"))
+            self._events = SummaryWriter(log_dir=str(folder / "tensorboard")) if events else None
         except (OSError, UsageError) as error:
             raise self._not_written(error) from error
 
@@ -58,9 +59,12 @@ class Recorder:
         """Flush and close the event files."""
         # Every figure is in metrics.jsonl already; an error here would hide the one that ended the run.
         with contextlib.suppress(OSError):
-            self._events.close()
+            if self._events is not None:
+                self._events.close()
 
     def _add_scalars(self, record: Mapping[str, object], step: int) -> None:
+        if self._events is None:
+            return
         stage = record["stage"]
         self._events.add_scalar(f"{stage}/train_loss", record["train_loss"], step)
         self._events.add_scalar(f"{stage}/learning_rate", record["lr"], step)

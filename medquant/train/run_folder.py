@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -340,6 +341,7 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@functools.cache
 def _git_state() -> dict[str, object] | None:
     """Commit of the checkout the code runs from, None for an installed package."""
     home = Path(medquant.__file__).resolve().parent.parent

@@ -77,6 +77,9 @@ class TrainingSession:
         group: the processes that train together; the first one writes.
     """
 
+    only_scores = False
+    """Whether the scores are all that is wanted: then nothing is drawn, no process is measured, and TensorBoard gets nothing."""
+
     def __init__(
         self,
         config: Config,
@@ -220,7 +223,7 @@ class TrainingSession:
             config=self.config.train,
             batches=batches,
             validate=validate,
-            recorder=Recorder(self.run_folder.path, self._kept_records()) if self.group.is_first else None,
+            recorder=Recorder(self.run_folder.path, self._kept_records(), events=not self.only_scores) if self.group.is_first else None,
             reporter=self.reporter,
             last_folder=self.run_folder.last,
             device=self.device,

@@ -100,10 +100,15 @@ def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Ca
     config, dataset = group.together(lambda: resolve_config(request))
     reporter.message(dataset.recognised)
     report_brought(config, dataset, reporter)
-    data = config.data
-    split = make_split(dataset, SplitRule(_SPLIT_SEED, data.test_site, data.fold, data.folds))
+    split = configured_split(config, dataset)
     reporter.message(f"split: {split.rule}")
-    return new_session(config, dataset, split, RunPlace(request.out, request.command), reporter, stop_requested, group)
+    return new_session(config, dataset, split, RunPlace(request.out, request.command), reporter, stop_requested, group=group)
+
+
+def configured_split(config: Config, dataset: Dataset) -> Split:
+    """The parts of a dataset a new run of a configuration gets."""
+    data = config.data
+    return make_split(dataset, SplitRule(_SPLIT_SEED, data.test_site, data.fold, data.folds))
 
 
 def report_brought(config: Config, dataset: Dataset, reporter: Reporter) -> None:
@@ -137,9 +142,10 @@ def new_session(
     place: RunPlace,
     reporter: Reporter,
     stop_requested: Callable[[], bool],
+    kind: Callable[..., TrainingSession] = TrainingSession,
     group: Group = ALONE,
 ) -> TrainingSession:
-    """A session in a new run folder; what it starts from is checked before the folder is made.
+    """A session in a new run folder; what it starts from is checked before the folder is made. ``kind`` makes the session.
 
     Raises:
         UsageError: the folder exists.
@@ -149,10 +155,11 @@ def new_session(
     folder = Path(group.first(lambda: str(place.folder or _new_folder(config, dataset))))
     group.first(lambda: RunFolder.check_free(folder))
     run = RunFolder(folder, start_document(config, dataset, split, place.command))
-    session = group.together(lambda: TrainingSession(config, dataset, split, run, reporter, stop_requested, group))
+    session = group.together(lambda: kind(config, dataset, split, run, reporter, stop_requested, group))
     group.agree(_at_work(config, dataset, split))
-    if config.train.twin_from is not None:
-        session.twin_folders(Path(config.train.twin_from))
+    twin = config.train.twin_from
+    if twin is not None:
+        group.together(lambda: session.twin_folders(Path(twin)))
     # Made last: a mistake in the request leaves no folder behind.
     group.first(lambda: _make(folder, run))
     session.run_folder = run

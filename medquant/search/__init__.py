@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one file, each once, whatever happens in between."""

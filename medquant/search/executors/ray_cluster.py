@@ -167,7 +167,7 @@ def _holds(found: dict[str, float], cluster: Cluster) -> int:
 
 
 def _import_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     try:
         import ray
         import ray.util.scheduling_strategies
@@ -197,8 +197,11 @@ def _connect(ray: Any, address: str) -> None:
 
     # In a thread: at an address where something else answers, Ray waits for a long time.
     joining = threading.Thread(target=join, daemon=True)
-    joining.start()
-    joining.join(_JOIN_S)
+    if address == "local":
+        join()  # what it starts would end with the thread that started it
+    else:
+        joining.start()
+        joining.join(_JOIN_S)
     if joining.is_alive():
         raise UsageError(f"--cluster {address}: no answer as of a Ray cluster within {_JOIN_S:g} s; check the address")
     if met:

@@ -40,6 +40,15 @@ keep: scores
 """
 
 
+@pytest.fixture(autouse=True)
+def environment_as_before() -> Iterator[None]:
+    """Ray notes in the environment what it was started with."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def test_room_for_trials() -> None:
     # Counted by hand: 8 processors hold 4 trials of 2, 1 GPU holds 2 of half of one.
     found = {"CPU": 8.0, "GPU": 1.0}

@@ -24,7 +24,9 @@ def sweep(
     shard: Annotated[str | None, typer.Option(help="i/n: only the i-th of n shares, beside others that share the folder.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials that failed once more.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the trials; run none.")] = False,
-    cluster: Annotated[str | None, typer.Option(help="Run on the Ray cluster at this address.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Run on a Ray cluster: auto, local, HOST:PORT or ray://HOST:PORT.")] = None,
+    cpus_per_trial: Annotated[float, typer.Option(min=0.01, help="With --cluster: processors of a trial.")] = 1.0,
+    gpus_per_trial: Annotated[float, typer.Option(min=0.0, help="With --cluster: GPUs of a trial; 0.5: two trials share one.")] = 0.0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -40,14 +42,14 @@ def sweep(
 
     voice = Voice(as_json, quiet, verbose)
     part = _shard(shard)
-    make_executor = _executor(jobs, cluster)
+    make_executor = _executor(jobs, cluster, cpus_per_trial, gpus_per_trial)
     listed = list_sweep(file)
     if dry_run:
         _list(voice, listed, part)
         return
     folder = out or Path("sweeps") / file.stem
     stop = StopOnSignal(voice)
-    threads = 1 if jobs > 1 or cluster is not None else None
+    threads = max(1, int(cpus_per_trial)) if cluster is not None else 1 if jobs > 1 else None
     running = Sweep(SweepRequest(file, folder, part, retry_failed, threads), listed, voice.say, stop)
     try:
         running.run(make_executor)
@@ -83,14 +85,19 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _executor(jobs: int, cluster: str | None) -> MakeExecutor:
+def _executor(jobs: int, cluster: str | None, cpus: float, gpus: float) -> MakeExecutor:
     """How trials are run."""
     from medquant.errors import UsageError
     from medquant.search.executors.here import Here
     from medquant.search.executors.processes import Processes
 
     if cluster is not None:
-        raise UsageError(f"--cluster {cluster}: this medquant runs no clusters; use --jobs, or --shard on each machine")
+        from medquant.search.executors.ray_cluster import Cluster, RayCluster
+
+        if jobs > 1:
+            raise UsageError("--cluster and --jobs: the cluster decides how many trials run at once; leave --jobs out")
+        wanted = Cluster(cluster, cpus, gpus)
+        return lambda places, watch, stop_requested: RayCluster(places, watch, stop_requested, wanted)
     if jobs == 1:
         return Here
     return lambda places, watch, stop_requested: Processes(places, watch, stop_requested, jobs)

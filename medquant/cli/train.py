@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from medquant.cli.output import JsonOption, QuietOption, VerboseOption, Voice, guarded
+from medquant.errors import MedquantError
 
 
 class StopOnSignal:
@@ -61,10 +62,13 @@ def train(
     from medquant.cli.progress import TrainingProgress
     from medquant.report.plan_table import plan_table
     from medquant.report.scoreboard import scoreboard
+    from medquant.train.distributed import join
     from medquant.train.finish import finish
     from medquant.train.start import TrainRequest, start_training
 
-    voice = Voice(as_json, quiet, verbose)
+    group = join()
+    # Of several processes the first one speaks.
+    voice = Voice(as_json, quiet or not group.is_first, verbose)
     stop = StopOnSignal(voice)
     given: dict[str, object] = {
         "data.path": None if data is None else str(data),
@@ -81,12 +85,19 @@ def train(
     command = shlex.join(["medquant", *sys.argv[1:]])
     progress = TrainingProgress(voice)
     try:
-        session = start_training(TrainRequest(config, override or [], options, out, resume, command), progress, stop)
+        session = start_training(TrainRequest(config, override or [], options, out, resume, command), progress, stop, group)
         if not session.plan.is_float:
             voice.say(*plan_table(session.plan).to_text().split("\n"))
         voice.say(f"run folder: {session.run_folder.path}")
         session.run()
+        group.leave()
+        if not group.is_first:
+            return
         finished = finish(session)
+    except MedquantError as error:
+        if group.told:
+            raise typer.Exit(error.exit_code) from error
+        raise
     finally:
         progress.close()
     folder = session.run_folder.path

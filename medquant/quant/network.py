@@ -223,6 +223,13 @@ class QuantNetwork(nn.Module):
         """Tell the method that a training step begins; ``done`` is the share of quantized training behind it, in [0, 1)."""
         self.controller.before_step(self, done)
 
+    def batch_was_shared(self, processes: int) -> None:
+        """Scale the gradients of learned activation steps, summed over equal parts of a batch, as one process would have."""
+        scale = self.method.shared_step_scale(processes)
+        for parameter in self.activation_quantizers.parameters():
+            if scale != 1.0 and parameter.grad is not None:
+                parameter.grad.mul_(scale)
+
     def after_backward(self) -> None:
         """Tell the method that the gradients are there."""
         self.controller.after_backward(self)

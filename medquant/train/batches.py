@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from medquant.config.schema import DataConfig
 from medquant.data.patches import PatchDataset
+from medquant.train.distributed import ALONE, Group
 
 _PREFETCHED = 3
 """Batches a worker prepares ahead."""
@@ -30,12 +31,13 @@ class EpochBatches:
         data: batch size and worker count.
         device: where batches go.
         channels_last: memory layout of 2D images.
+        group: processes that share every batch.
     """
 
-    def __init__(self, dataset: PatchDataset, data: DataConfig, device: torch.device, channels_last: bool) -> None:
+    def __init__(self, dataset: PatchDataset, data: DataConfig, device: torch.device, channels_last: bool, group: Group = ALONE) -> None:
         self.device = device
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._plan = _EpochPlan(data.batch_size)
+        self._plan = _EpochPlan(data.batch_size, group)
         workers = _workers(data, len(data.patch_size))
         # Workers stay from epoch to epoch: starting them costs as much as several steps. The loader gets a generator of its
         # own, because it draws a number even where nothing is random, and a resumed epoch makes one loader more.
@@ -52,9 +54,12 @@ class EpochBatches:
         if workers:
             atexit.register(self.close)
 
-    def epoch(self, epoch: int, first_step: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (N, C, H, W) float32 and labels (N, H, W) int64 of steps ``first_step`` to ``steps - 1`` of an epoch."""
-        self._plan.choose(epoch, first_step, steps)
+    def epoch(self, epoch: int, first_step: int, steps: int, whole: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (N, C, H, W) float32 and labels (N, H, W) int64 of steps ``first_step`` to ``steps - 1`` of an epoch.
+
+        Of each batch this process's part, or with ``whole`` all of it.
+        """
+        self._plan.choose(epoch, first_step, steps, whole)
         for images, labels in self._loader:
             moved = images.to(self.device, non_blocking=True)
             yield moved.contiguous(memory_format=self.layout), labels.to(self.device, non_blocking=True)
@@ -85,19 +90,19 @@ def _start_worker(number: int) -> None:
 class _EpochPlan(Sampler[list[tuple[int, int]]]):
     """Epoch and index of every sample, batch by batch: workers that stay need to be told the epoch with each sample."""
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int, group: Group = ALONE) -> None:
+        self.batch_size, self._group = batch_size, group
         self.choose(0, 0, 0)
 
-    def choose(self, epoch: int, first_step: int, steps: int) -> None:
+    def choose(self, epoch: int, first_step: int, steps: int, whole: bool = False) -> None:
         """Decide what the next pass yields."""
-        self._epoch, self._steps = epoch, range(first_step, steps)
+        self._epoch, self._steps, self._sharing = epoch, range(first_step, steps), ALONE if whole else self._group
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         # Bound now: the plan of the next epoch must not reach into this pass.
-        epoch, steps = self._epoch, self._steps
+        epoch, steps, sharing = self._epoch, self._steps, self._sharing
         for step in steps:
-            yield [(epoch, index) for index in range(step * self.batch_size, (step + 1) * self.batch_size)]
+            yield [(epoch, index) for index in sharing.share(range(step * self.batch_size, (step + 1) * self.batch_size))]
 
     def __len__(self) -> int:
         return len(self._steps)

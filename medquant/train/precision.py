@@ -7,18 +7,28 @@ from typing import Literal
 import torch
 
 from medquant.errors import UsageError
+from medquant.train.distributed import ALONE, Group
 
 
-def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device to train on; ``auto`` takes a GPU where there is one.
+def choose_device(wanted: Literal["auto", "cpu", "cuda"], group: Group = ALONE) -> torch.device:
+    """The device to train on; ``auto`` takes a GPU where there is one, of several processes each one of its own.
 
     Raises:
-        UsageError: a GPU is asked for and there is none.
+        UsageError: a GPU is asked for and there is none, or there are fewer than processes.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda: no usable NVIDIA GPU found by torch; use --device cpu or auto")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and group.size > 1:
+        found = torch.cuda.device_count()
+        if group.local_rank >= found:
+            raise UsageError(
+                f"process {group.local_rank + 1} of this machine finds {found} GPUs, expected one for each process; "
+                f"start at most {found} with torchrun --nproc-per-node"
+            )
+        torch.cuda.set_device(group.local_rank)
+        return torch.device("cuda", group.local_rank)
     return torch.device(wanted)
 
 

@@ -48,6 +48,7 @@ from medquant.train.building import (
     plan_network,
 )
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from medquant.train.distributed import ALONE, LOST, Group, connection_lost
 from medquant.train.precision import choose_device, use_bfloat16
 from medquant.train.recorder import Recorder
 from medquant.train.reporting import Reporter
@@ -73,6 +74,7 @@ class TrainingSession:
         run: the run folder, new or to be resumed.
         reporter: told of every event.
         stop_requested: asked after each step; True saves and ends the run.
+        group: the processes that train together; the first one writes.
     """
 
     only_scores = False
@@ -86,15 +88,20 @@ class TrainingSession:
         run: RunFolder,
         reporter: Reporter,
         stop_requested: Callable[[], bool],
+        group: Group = ALONE,
     ) -> None:
+        self.group = group
         self.config, self.dataset, self.split, self.run_folder, self.reporter = config, dataset, split, run, reporter
         self.stop_requested = stop_requested
+        group.check_batch(config.data.batch_size)
         check_engine(config.eval.engine)  # a name that does not exist must be found out now, not after hours of training
         self.method = configured_method(config)
+        if group.size > 1 and not self.method.shares_batches:
+            raise ConfigError(f"quant.method: {self.method.name} trains in one process only, found {group.size}; start it without torchrun")
         # A resumed run takes the thread count it was started with: another one gives other bits.
         noted = run.document.get("threads")
         self.threads = make_repeatable(config.train.seed, config.train.threads or (noted if isinstance(noted, int) else None))
-        self.device = choose_device(config.train.device)
+        self.device = choose_device(config.train.device, group)
         self.cache = configured_cache(config)
         self.preparation = Preparation(self._make_normalisation(), self._grid_rule())
         self.warm_epochs = 0 if config.train.init is not None else round(config.train.epochs * config.train.warm_fraction)
@@ -228,17 +235,20 @@ class TrainingSession:
         def validate(network: nn.Module) -> Mapping[str, float]:
             return mean_dice(watched, self.dataset.info, self.float_predictor(network), most) if watched else {}
 
-        batches = EpochBatches(self._patches(), self.config.data, self.device, self.config.train.channels_last and self.dimensions == 2)
+        batches = EpochBatches(
+            self._patches(), self.config.data, self.device, self.config.train.channels_last and self.dimensions == 2, self.group
+        )
         return Surroundings(
             config=self.config.train,
             batches=batches,
             validate=validate,
-            recorder=Recorder(self.run_folder.path, self._kept_records(), events=not self.only_scores),
+            recorder=Recorder(self.run_folder.path, self._kept_records(), events=not self.only_scores) if self.group.is_first else None,
             reporter=self.reporter,
             last_folder=self.run_folder.last,
             device=self.device,
             bfloat16=use_bfloat16(self.config.train.amp, self.device),
             stop_requested=self.stop_requested,
+            group=self.group,
         )
 
     def _kept_records(self) -> set[tuple[str, int]]:
@@ -257,16 +267,20 @@ class TrainingSession:
         Raises:
             InterruptedRunError: stopped on request, saved.
             CheckpointError: the disk is full, or a checkpoint is damaged.
-            InputError: a process that loads patches was killed.
+            InputError: a process that loads patches was killed, or one that trains with this one is gone.
         """
         if self.config.data.region == "coarse":
             # Imported here: the coarse stage is itself a session.
             from medquant.train.coarse import train_coarse
 
-            train_coarse(self)
-        self.run_folder.note(device=str(self.device), threads=self.threads, bfloat16=self.around.bfloat16)
+            self.group.first(lambda: train_coarse(self))
+        self.group.together(lambda: self.around)
+        self.group.agree({"bfloat16": str(self.around.bfloat16), "device": self.device.type})
+        if self.group.is_first:
+            noted = {"processes": self.group.size} if self.group.size > 1 or "processes" in self.run_folder.document else {}
+            self.run_folder.note(device=str(self.device), threads=self.threads, bfloat16=self.around.bfloat16, **noted)
         try:
-            finished = self._stages_before()
+            finished = self.group.first(self._stages_before)
             if "warm" not in finished:
                 self._train_warm()
             if "float" not in finished and (self.config.train.float_twin or self.plan.is_float):
@@ -274,12 +288,15 @@ class TrainingSession:
             if not self.plan.is_float:
                 self._train_quantized()
         except RuntimeError as error:
-            if not worker_was_killed(error):
-                raise
-            raise InputError(f"{self.run_folder.path}: {KILLED}") from error
+            if worker_was_killed(error):
+                raise InputError(f"{self.run_folder.path}: {KILLED}") from error
+            if connection_lost(error):
+                raise InputError(f"{self.run_folder.path}: {LOST}") from error
+            raise
         finally:
             self.around.batches.close()
-            self.around.recorder.close()
+            if self.around.recorder is not None:
+                self.around.recorder.close()
 
     def _stages_before(self) -> list[str]:
         if has_checkpoint(self.run_folder.last):
@@ -336,7 +353,7 @@ class TrainingSession:
         plan = StagePlan("warm", self.warm_epochs, 0, self.config.train.lr, None)
         StageRunner(plan, self.network, self.around, []).run()
         self._reestimate(self.network)
-        save_checkpoint(self.run_folder.warm, _weights_of(self.network))
+        self._save(self.run_folder.warm, _weights_of(self.network))
 
     def _train_float(self) -> None:
         folder = self.run_folder.best if self.plan.is_float else self.run_folder.twin
@@ -344,13 +361,18 @@ class TrainingSession:
         StageRunner(self._second_stage("float", folder), self.network, self.around, ["warm"]).run()
         self._settle(self.network, folder, "batch_norm_reestimated")
 
+    def _save(self, folder: Path, checkpoint: Checkpoint) -> None:
+        """Write what all processes hold alike; it is there for all of them when this returns."""
+        self.group.any(False)  # none may still be reading what stood there
+        self.group.first(lambda: save_checkpoint(folder, checkpoint))
+
     def _settle(self, network: nn.Module, folder: Path, mark: str) -> None:
         """Estimate the batch norm statistics of a kept network over many batches; training left those of the last few of one epoch."""
         kept = load_checkpoint(folder)
         if not kept.values.get(mark):
             load_model(kept, network)
             self._reestimate(network)
-            save_checkpoint(folder, Checkpoint(_weights_of(network).tensors, {**kept.values, mark: True}))
+            self._save(folder, Checkpoint(_weights_of(network).tensors, {**kept.values, mark: True}))
 
     def _train_quantized(self) -> None:
         finished = [stage for stage in ("warm", "float") if stage == "warm" or self.config.train.float_twin]
@@ -359,7 +381,7 @@ class TrainingSession:
         if not (has_checkpoint(last) and progress_of(load_checkpoint(last)).stage == "quantized"):
             self._calibrate(network)
         if not self.method.learns:
-            save_checkpoint(self.run_folder.best, Checkpoint(_weights_of(network).tensors, {"stage": "calibrated"}))
+            self._save(self.run_folder.best, Checkpoint(_weights_of(network).tensors, {"stage": "calibrated"}))
             return
         plan = self._second_stage("quantized", self.run_folder.best)
         StageRunner(plan, network, self.around, finished, self.config.quant, self._teacher()).run()
@@ -387,13 +409,13 @@ class TrainingSession:
 
     def _calibrate(self, network: QuantNetwork) -> None:
         batches = self.around.batches.epoch(
-            _CALIBRATION_EPOCH, 0, min(self.config.quant.calibration_batches, self.config.train.steps_per_epoch)
+            _CALIBRATION_EPOCH, 0, min(self.config.quant.calibration_batches, self.config.train.steps_per_epoch), whole=True
         )
         network.calibrate(images for images, _ in batches)
 
     def _reestimate(self, network: nn.Module) -> None:
         steps = min(2 * self.config.quant.calibration_batches, self.config.train.steps_per_epoch)
-        reestimate_batch_norm(network, (images for images, _ in self.around.batches.epoch(_BATCH_NORM_EPOCH, 0, steps)))
+        reestimate_batch_norm(network, (images for images, _ in self.around.batches.epoch(_BATCH_NORM_EPOCH, 0, steps, whole=True)))
 
 
 def _weights_of(network: nn.Module) -> Checkpoint:

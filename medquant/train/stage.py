@@ -17,12 +17,14 @@ from medquant.quant.network import QuantNetwork
 from medquant.quant.ternary_tanh import set_slope, slope_at
 from medquant.train.batches import EpochBatches
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from medquant.train.distributed import ALONE, Group
 from medquant.train.losses import distillation_loss, segmentation_loss
 from medquant.train.optimizers import make_optimizer
 from medquant.train.recorder import Recorder
 from medquant.train.reporting import Reporter
 from medquant.train.schedule import learning_rate
 from medquant.train.state import Progress, pack_state, progress_of, unpack_state
+from medquant.train.whole_batch import whole_batch
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -50,17 +52,18 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What all stages of a run share."""
+    """What all stages of a run share; the recorder is None in all processes but the first."""
 
     config: TrainConfig
     batches: EpochBatches
     validate: Validate
-    recorder: Recorder
+    recorder: Recorder | None
     reporter: Reporter
     last_folder: Path
     device: torch.device
     bfloat16: bool
     stop_requested: Callable[[], bool]
+    group: Group = ALONE
 
 
 class StageRunner:
@@ -114,6 +117,7 @@ class StageRunner:
         # By epochs of the whole run, whichever stage they belong to, as the 2019 paper's code does.
         set_slope(self.network, slope_at(self.plan.first_epoch + epoch, self.around.config.epochs))
         self.network.train()
+        self.around.group.copy_first(self.network)
         waited, asked = 0.0, time.monotonic()
         for images, labels in self.around.batches.epoch(self.plan.first_epoch + epoch, self.progress.step, steps):
             waited += time.monotonic() - asked
@@ -122,8 +126,9 @@ class StageRunner:
             self.progress.step += 1
             self.progress.loss_sum += loss
             self.around.reporter.stepped(loss)
-            if self.around.stop_requested():
-                self._save_last()
+            if self.around.group.any(self.around.stop_requested()):
+                self.around.group.first(self._save_last)
+                self.around.group.told = not self.around.group.is_first
                 raise InterruptedRunError(
                     f"stopped in stage {self.plan.name}, epoch {epoch + 1}; everything is saved, continue with --resume"
                 )
@@ -132,17 +137,21 @@ class StageRunner:
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         self.optimizer.zero_grad(set_to_none=True)
-        exact = self.progress.epoch >= self.plan.epochs - self.plan.float32_epochs
+        group, exact = self.around.group, self.progress.epoch >= self.plan.epochs - self.plan.float32_epochs
         if isinstance(self.network, QuantNetwork):
             steps = self.around.config.steps_per_epoch
             self.network.before_step((self.progress.epoch * steps + self.progress.step) / (self.plan.epochs * steps))
-        with torch.autocast(self.around.device.type, torch.bfloat16, enabled=self.around.bfloat16 and not exact):
-            logits = self.network(images)
-            taught = None if self.teacher is None else self.teacher(images)
-        loss = segmentation_loss(logits, labels, self.around.config.loss)
-        if taught is not None and self.quant is not None:
-            loss = loss + self.quant.distillation * distillation_loss(logits, taught)
-        loss.backward()
+        with whole_batch(self.network, group):
+            with torch.autocast(self.around.device.type, torch.bfloat16, enabled=self.around.bfloat16 and not exact):
+                logits = self.network(images)
+                taught = None if self.teacher is None else self.teacher(images)
+            loss = segmentation_loss(logits, labels, self.around.config.loss, group)
+            if taught is not None and self.quant is not None:
+                loss = loss + self.quant.distillation * distillation_loss(logits, taught, group)
+            loss.backward()
+        group.sum_gradients(self.network.parameters())
+        if isinstance(self.network, QuantNetwork):
+            self.network.batch_was_shared(group.size)
         if self.around.config.clip_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.around.config.clip_norm)
         if isinstance(self.network, QuantNetwork):
@@ -152,6 +161,7 @@ class StageRunner:
             self.network.after_step()
         value = float(loss.detach())
         if not math.isfinite(value):
+            group.told = not group.is_first
             raise ConfigError(
                 f"the loss became {value} in stage {self.plan.name}, epoch {self.progress.epoch + 1}; "
                 "lower train.lr or train.quant_lr, or set train.amp=off"
@@ -161,7 +171,7 @@ class StageRunner:
     def _finish_epoch(self, started: float, waited: float) -> None:
         steps = self.around.config.steps_per_epoch
         self.network.eval()
-        scores = dict(self.around.validate(self.network))
+        scores = self.around.group.first(lambda: dict(self.around.validate(self.network)))
         known = [score for score in scores.values() if not math.isnan(score)]
         mean = sum(known) / len(known) if known else 0.0
         record: dict[str, object] = {
@@ -177,14 +187,19 @@ class StageRunner:
         self.progress.epoch += 1
         self.progress.step, self.progress.loss_sum = 0, 0.0
         # Without anything to watch, the latest network is the one to keep.
-        if not scores or mean > self.progress.best_score or self.around.config.select == "last":
+        is_best = not scores or mean > self.progress.best_score or self.around.config.select == "last"
+        if is_best:
             self.progress.best_score, self.progress.best_epoch = mean, self.progress.epoch - 1
-            if self.plan.best_folder is not None:
-                save_checkpoint(self.plan.best_folder, self._model_checkpoint())
-        # Last of all: only now does the epoch count as done. Killed before, it is run again with the same result.
-        self.around.recorder.append(record, self.plan.first_epoch + self.progress.epoch)
-        self._save_last()
+        self.around.group.first(lambda: self._save_epoch(record, is_best))
         self.around.reporter.epoch_finished(record)
+
+    def _save_epoch(self, record: Mapping[str, object], is_best: bool) -> None:
+        if is_best and self.plan.best_folder is not None:
+            save_checkpoint(self.plan.best_folder, self._model_checkpoint())
+        # Last of all: only now does the epoch count as done. Killed before, it is run again with the same result.
+        if self.around.recorder is not None:
+            self.around.recorder.append(record, self.plan.first_epoch + self.progress.epoch)
+        self._save_last()
 
     def _model_checkpoint(self) -> Checkpoint:
         tensors = {f"model/{name}": tensor for name, tensor in self.network.state_dict().items()}

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
+import medquant
 from medquant.config.load import load_config
 from medquant.config.schema import Config
 from medquant.data.opening import open_dataset
@@ -17,12 +23,14 @@ from medquant.data.volume import Dataset
 from medquant.errors import InputError, UsageError
 from medquant.train.bring import read_brought
 from medquant.train.building import configured_cache
+from medquant.train.distributed import ALONE, Group
 from medquant.train.reporting import Reporter
-from medquant.train.run_folder import RUNS, RunFolder, newest_run, start_document
+from medquant.train.run_folder import RUN_NAME, RUNS, RunFolder, newest_run, start_document
 from medquant.train.session import TrainingSession
 
 _SPLIT_SEED = 0
 """The split does not follow the training seed: runs of several seeds are scored on the same cases."""
+_SEEN_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ def open_configured(config: Config, path: str | None = None) -> Dataset:
     return open_dataset(None if chosen is None else Path(chosen), config.data.dataset, config.data.phantom_seed, options)
 
 
-def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Callable[[], bool]) -> TrainingSession:
+def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Callable[[], bool], group: Group = ALONE) -> TrainingSession:
     """Make or reopen the run folder and set up the session; nothing is trained yet.
 
     Raises:
@@ -88,13 +96,13 @@ def start_training(request: TrainRequest, reporter: Reporter, stop_requested: Ca
         CheckpointError: the run to resume is damaged or was made with other data.
     """
     if request.resume:
-        return resume_training(request, reporter, stop_requested)
-    config, dataset = resolve_config(request)
+        return resume_training(request, reporter, stop_requested, group)
+    config, dataset = group.together(lambda: resolve_config(request))
     reporter.message(dataset.recognised)
     report_brought(config, dataset, reporter)
     split = configured_split(config, dataset)
     reporter.message(f"split: {split.rule}")
-    return new_session(config, dataset, split, RunPlace(request.out, request.command), reporter, stop_requested)
+    return new_session(config, dataset, split, RunPlace(request.out, request.command), reporter, stop_requested, group=group)
 
 
 def configured_split(config: Config, dataset: Dataset) -> Split:
@@ -135,6 +143,7 @@ def new_session(
     reporter: Reporter,
     stop_requested: Callable[[], bool],
     kind: Callable[..., TrainingSession] = TrainingSession,
+    group: Group = ALONE,
 ) -> TrainingSession:
     """A session in a new run folder; what it starts from is checked before the folder is made. ``kind`` makes the session.
 
@@ -143,20 +152,59 @@ def new_session(
         ConfigError: mistakes in the configuration, or it does not go with what the run starts from.
         CheckpointError: what it starts from is damaged, or was made with other data.
     """
-    folder = place.folder or _new_folder(config, dataset)
-    RunFolder.check_free(folder)
+    folder = Path(group.first(lambda: str(place.folder or _new_folder(config, dataset))))
+    group.first(lambda: RunFolder.check_free(folder))
     run = RunFolder(folder, start_document(config, dataset, split, place.command))
-    session = kind(config, dataset, split, run, reporter, stop_requested)
-    if config.train.twin_from is not None:
-        session.twin_folders(Path(config.train.twin_from))
+    session = group.together(lambda: kind(config, dataset, split, run, reporter, stop_requested, group))
+    group.agree(_at_work(config, dataset, split))
+    twin = config.train.twin_from
+    if twin is not None:
+        group.together(lambda: session.twin_folders(Path(twin)))
     # Made last: a mistake in the request leaves no folder behind.
-    session.run_folder = RunFolder.create(folder, run.document)
+    group.first(lambda: _make(folder, run))
+    session.run_folder = run
+    group.together(lambda: _wait_for(folder))
     return session
 
 
-def resume_training(request: TrainRequest, reporter: Reporter, stop_requested: Callable[[], bool]) -> TrainingSession:
+def _make(folder: Path, run: RunFolder) -> None:
+    RunFolder.create(folder, run.document)
+
+
+def _wait_for(folder: Path) -> None:
+    """Every process reads what the first one writes; a network file system may show it a little later.
+
+    Raises:
+        UsageError: it is not seen here.
+    """
+    until = time.monotonic() + _SEEN_WITHIN_S
+    while not (folder / RUN_NAME).is_file():
+        if time.monotonic() > until:
+            raise UsageError(f"{folder}: the run folder is not seen on {platform.node()}; choose an --out that all machines share")
+        time.sleep(0.2)
+
+
+def _at_work(config: Config, dataset: Dataset, split: Split) -> dict[str, str]:
+    """What all processes must have alike."""
+    # The place of the data may differ from machine to machine, their content may not.
+    dumped = config.model_dump(mode="json")
+    dumped["data"] = {key: value for key, value in dumped["data"].items() if key not in ("path", "cache", "workers")}
+    return {
+        "medquant": medquant.__version__,
+        "torch": metadata.version("torch"),
+        "the data": dataset.content_sha256[:12],
+        "the split": _digest(split.to_json()),
+        "a configuration": _digest(dumped),
+    }
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def resume_training(request: TrainRequest, reporter: Reporter, stop_requested: Callable[[], bool], group: Group = ALONE) -> TrainingSession:
     """Reopen a run; its configuration is the one it was started with."""
-    folder = request.out or newest_run(RUNS)
+    folder = request.out or _newest(group)
     if folder is None:
         raise UsageError(f"--resume: no run found in {RUNS}/; name the run folder with --out")
     changed = sorted(set(request.options) - {"data.path"}) + [text.partition("=")[0] for text in request.overrides]
@@ -165,13 +213,25 @@ def resume_training(request: TrainRequest, reporter: Reporter, stop_requested: C
             f"--resume continues {folder} with the configuration it was started with; "
             f"leave out {', '.join(changed) or '--config'}, or start a new run"
         )
-    run = RunFolder.open(folder)
-    session = open_session(run, request.options.get("data.path"), reporter, stop_requested)
+    session = group.together(
+        lambda: open_session(RunFolder.open(folder), request.options.get("data.path"), reporter, stop_requested, group)
+    )
+    group.agree(_at_work(session.config, session.dataset, session.split))
     reporter.message(f"continuing {folder}")
+    before = session.run_folder.document.get("processes", 1)
+    if session.run_folder.document.get("device") is not None and before != group.size:
+        reporter.message(f"note: with {group.size} processes, before with {before}; results agree up to rounding, not to the bit")
     return session
 
 
-def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_requested: Callable[[], bool]) -> TrainingSession:
+def _newest(group: Group) -> Path | None:
+    found = group.first(lambda: str(newest_run(RUNS) or ""))
+    return Path(found) if found else None
+
+
+def open_session(
+    run: RunFolder, data_path: object, reporter: Reporter, stop_requested: Callable[[], bool], group: Group = ALONE
+) -> TrainingSession:
     """A session over an existing run, its data read again and checked against the run's digest.
 
     Args:
@@ -179,6 +239,7 @@ def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_req
         data_path: folder of the data, None for the one the run remembers.
         reporter: told of every event.
         stop_requested: see :class:`TrainingSession`.
+        group: likewise.
 
     Raises:
         CheckpointError: the data are not those of the run.
@@ -191,7 +252,7 @@ def open_session(run: RunFolder, data_path: object, reporter: Reporter, stop_req
     run.check_data(dataset)
     split = run.split
     check_no_leak(dataset, split)
-    return TrainingSession(config, dataset, split, run, reporter, stop_requested)
+    return TrainingSession(config, dataset, split, run, reporter, stop_requested, group)
 
 
 def remembered_data(run: RunFolder) -> str | None:

@@ -210,6 +210,9 @@ class Method(ABC):
     learns: ClassVar[bool] = True
     """False for methods that calibrate a trained float network and train nothing."""
 
+    shares_batches: ClassVar[bool] = True
+    """False for methods that measure whole batches as they train, which several processes cannot do each for itself."""
+
     def __init__(self, options: Mapping[str, object] | None = None) -> None:
         try:
             self.options = self.options_type.model_validate(dict(options or {}))
@@ -263,6 +266,13 @@ class Method(ABC):
 
     def learning_rate_scale(self, site: WeightSite, optimizer: str) -> float:
         """Learning rate of a quantized layer's weight relative to the others."""
+        return 1.0
+
+    def shared_step_scale(self, processes: int) -> float:
+        """What the summed gradients of activation steps are multiplied with where each process held an equal part of the batch.
+
+        Other than 1 where a gradient is scaled by the number of values in the batch.
+        """
         return 1.0
 
     def before_calibration(self, network: QuantNetwork) -> None:  # noqa: B027

@@ -179,6 +179,7 @@ class DynamicFixedPoint(Method):
     summary = "forward, backward and update in dynamic fixed point, fixed point or half precision; a simulation"
     options_type = DynamicFixedPointOptions
     options: DynamicFixedPointOptions
+    shares_batches = False  # rates of overflow, and the first tensor of a group, are those of a whole batch
     # Two bits are minus one, nought and one: a range that few values leave makes nearly all of them nought.
     weight_bits = frozenset(range(3, 9))
     activation_bits = frozenset(range(3, 9))

@@ -6,6 +6,8 @@ for power-of-two steps, Vandersteegen et al., 2021). Everything it produces is a
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -112,6 +114,10 @@ class FixedPoint(Method):
 
     name = "fixed_point"
     summary = "learned power-of-two steps, per output channel for weights, per tensor for activations; exact integers"
+
+    def shared_step_scale(self, processes: int) -> float:
+        """The gradient of an activation's step is divided by the root of its number of values."""
+        return 1.0 / math.sqrt(processes)
 
     def weight(self, site: WeightSite) -> WeightQuantizer:
         """One exponent for each output channel."""

@@ -167,6 +167,10 @@ class LearnedStep(Method):
         """Real scales are no integer program."""
         return False
 
+    def shared_step_scale(self, processes: int) -> float:
+        """The gradient of an activation's step and offset is divided by the root of its number of values."""
+        return 1.0 / math.sqrt(processes)
+
     def weight(self, site: WeightSite) -> WeightQuantizer:
         """One step for the layer, or for each output channel."""
         return LearnedStepWeight(site, self.options)

@@ -106,6 +106,8 @@ def allocate_activations(costs: Costs, tensors: Mapping[str, Tensor], moments: S
             f"an activation budget of {budget:,} bytes is below the smallest peak, {smallest:,}; give at least that many, "
             "or a smaller patch or network"
         )
+    if not costs:
+        return Allocation({}, 0.0, smallest)
     program = _Program(costs)
     joined = [name for name, tensor in tensors.items() if len(tensor.sources) > 1 or (tensor.sources and tensor.fixed)]
     extra = {name: program.add_size(tensors[name]) for name in joined}

@@ -144,7 +144,8 @@ class SearchResult:
             "budgets": {str(width): budget for width, budget in self.budgets.items()},
             "plans": [self._plan_json(each) for each in self.candidates],
             "float": [
-                {"channels": each.channels, "validation_dice": list(each.validation), "test_dice": each.test} for each in self.floats
+                {"channels": each.channels, "validation_dice": list(each.validation), "test_dice": _known(each.test)}
+                for each in self.floats
             ],
             "chosen": self.best.candidate.slug,
             "chosen_uniform": self.best_uniform.candidate.slug,
@@ -174,7 +175,7 @@ class SearchResult:
             "quant": {"wbits": quant.wbits, "abits": quant.abits, "edge_bits": quant.edge_bits, "layer_bits": list(quant.layer_bits)},
             "runs": [run.name for run in each.runs],
             "validation_dice": list(each.validation),
-            "test_dice": [None if math.isnan(value := seed_dice(found)) else value for found in each.evaluations],
+            "test_dice": _known([seed_dice(found) for found in each.evaluations]),
         }
 
 
@@ -208,6 +209,10 @@ def _sensitivity_json(found: Sensitivity) -> dict[str, object]:
 
 def _plain(costs: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
     return {name: {str(bits): cost for bits, cost in each.items()} for name, each in costs.items()}
+
+
+def _known(values: Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -69,7 +69,7 @@ def test_a_budget_below_the_smallest_plan_names_it() -> None:
 def random_run(draw: random.Random, costs: dict[str, dict[int, float]]) -> tuple[dict[str, Tensor], list[tuple[str, ...]]]:
     """A chain with skips: each tensor, the join of two of them, a part of fixed width, an accumulator."""
     tensors = {name: Tensor((name,), {bits: draw.randint(50, 400) * bits for bits in CHOICES}) for name in costs}
-    first, second = list(costs)[0], list(costs)[-1]
+    first, *_, second = costs
     tensors["joined"] = Tensor((first, second), {bits: 900 * bits for bits in CHOICES})
     tensors["half"] = Tensor((first,), {bits: 500 * bits for bits in CHOICES}, fixed=1500)
     tensors["sums"] = Tensor((), {}, fixed=640)

@@ -50,6 +50,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     return search(out, budget=BUDGET, activation_budget=PEAK, sensitivity="both")
 
 
+@pytest.mark.slow
 def test_every_plan_fits_by_the_ledger_of_its_trained_file(searched: SearchResult) -> None:
     assert any(each.candidate.searched for each in searched.candidates)
     for each in searched.candidates:
@@ -58,6 +59,7 @@ def test_every_plan_fits_by_the_ledger_of_its_trained_file(searched: SearchResul
         assert memory["activation_peak_bytes"] == each.candidate.activation_peak_bytes <= PEAK
 
 
+@pytest.mark.slow
 def test_uniform_plans_stand_beside_it(searched: SearchResult) -> None:
     uniform = [each.candidate for each in searched.candidates if not each.candidate.searched]
     widths = set(uniform[0].choice.weights.values())
@@ -67,6 +69,7 @@ def test_uniform_plans_stand_beside_it(searched: SearchResult) -> None:
     assert "beat" in searched.sentences[-1]
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_is_promised(searched: SearchResult) -> None:
     out = searched.search.out
     document = json.loads((out / "search.json").read_text())
@@ -84,6 +87,7 @@ def test_the_folder_holds_what_is_promised(searched: SearchResult) -> None:
         assert {layer.name: layer.weight_bits for layer in planned.plan.layers if layer.weights} == dict(chosen.candidate.choice.weights)
 
 
+@pytest.mark.slow
 def test_the_test_part_has_no_say(searched: SearchResult) -> None:
     validation = max(each.mean_validation for each in searched.candidates)
     assert searched.best.mean_validation == validation
@@ -158,6 +162,7 @@ def test_what_cannot_be_met_is_refused_before_anything_is_made(tmp_path: Path) -
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_another_search_in_the_same_folder_is_refused(searched: SearchResult, tmp_path: Path) -> None:
     out = searched.search.out
     with pytest.raises(UsageError, match="exists already"):

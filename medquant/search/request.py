@@ -75,9 +75,10 @@ class SearchSettings:
         ):
             if not values or any(not low <= value <= high for value in values) or len(set(values)) < len(values):
                 mistakes.append(f"{option}: expected different numbers from {low} to {high}; found {', '.join(map(str, values)) or 'none'}")
-        for option, value in (("--images", self.images), ("--vectors", self.vectors), ("--rounds", self.rounds)):
-            if not 1 <= value <= 10_000:
-                mistakes.append(f"{option} {value}: expected 1 to 10000")
+        # Two rounds at the least: where the first guess fails, the largest plan has to be tried.
+        for option, value, least in (("--images", self.images, 1), ("--vectors", self.vectors, 1), ("--rounds", self.rounds, 2)):
+            if not least <= value <= 10_000:
+                mistakes.append(f"{option} {value}: expected {least} to 10000")
         if mistakes:
             raise UsageError(*mistakes)
 

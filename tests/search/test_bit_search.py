@@ -157,7 +157,7 @@ def test_what_cannot_be_met_is_refused_before_anything_is_made(tmp_path: Path) -
     ):
         with pytest.raises(UsageError, match=match):
             search(out, **given)
-    with pytest.raises(UsageError, match="binary has 1 bits"):
+    with pytest.raises(ConfigError, match="binary has weights of 1"):
         search(out, "quant.method=binary", budget=10_000)
     assert not out.exists()
 

@@ -16,6 +16,7 @@ from medquant.cli.predict import predict
 from medquant.cli.prepare import prepare
 from medquant.cli.quantize import quantize
 from medquant.cli.report import report
+from medquant.cli.search import search
 from medquant.cli.sweep import sweep
 from medquant.cli.train import train
 from medquant.cli.verify import verify
@@ -34,6 +35,7 @@ app.command("export")(export)
 app.command("verify")(verify)
 app.command("predict")(predict)
 app.command("quantize")(quantize)
+app.command("search")(search)
 app.command("sweep")(sweep)
 app.command("report")(report)
 app.command("info")(info)

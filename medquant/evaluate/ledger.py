@@ -7,8 +7,9 @@ before any training, from its graph and its plan; both give the same figures.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from medquant.deploy.bitpacking import packed_size_bytes
 from medquant.quant.formats import FLOAT_BITS
@@ -18,7 +19,7 @@ from medquant.quant.program import ConvolutionNode, IntegerProgram, Node
 from medquant.quant.shapes import Shape, infer_shapes
 from medquant.quant.sharing import Sharing, find_sharing
 
-__all__ = ["Ledger", "LedgerRow", "infer_shapes", "weigh_plan", "weigh_program"]
+__all__ = ["Ledger", "LedgerRow", "infer_shapes", "tensors_alive", "weigh_plan", "weigh_program"]
 
 ACCUMULATOR_BITS = 32
 _BIAS_BITS = 32
@@ -102,6 +103,16 @@ class Ledger:
             "input_shape": list(self.input_shape),
             "layers": [{**vars(row), "output_shape": list(row.output_shape)} for row in self.rows],
         }
+
+
+class _Runs(Protocol):
+    """Whatever runs: it has a name, and names what it reads."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -214,13 +225,21 @@ def _peak(steps: list[_Step], sizes: dict[str, int]) -> int:
     A tensor is released after its last reader; a concatenation makes a copy, so its parts and the joined tensor count;
     what nobody reads stays to the end. Working memory inside one operation is not a tensor of the network and not counted.
     """
+    return max((sum(sizes[name] for name in alive) for alive in tensors_alive(steps)), default=0)
+
+
+def tensors_alive(steps: Iterable[_Runs]) -> Iterator[tuple[str, ...]]:
+    """Names of the tensors there are while each step runs, step by step: what :func:`_peak` adds up.
+
+    Args:
+        steps: operations of a graph or nodes of a program, in the order they run.
+    """
+    steps = list(steps)
     last_reader = {source: step.name for step in steps for source in step.inputs}
-    alive: dict[str, int] = {}
-    peak = 0
+    alive: dict[str, None] = {}
     for step in steps:
-        alive[step.name] = sizes[step.name]
-        peak = max(peak, sum(alive.values()))
+        alive[step.name] = None
+        yield tuple(alive)
         for source in step.inputs:
             if last_reader[source] == step.name:
                 alive.pop(source, None)
-    return peak

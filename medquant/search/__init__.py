@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one file, each once, whatever happens in between."""
+"""Searches over what a network is made of: bits of its layers, and whole sweeps of runs."""

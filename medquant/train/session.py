@@ -227,6 +227,10 @@ class TrainingSession:
         depth = data.patch_slices if self.dimensions == 3 else None
         return PatchDataset(cases, data.patch_size, augmenter, train.steps_per_epoch * data.batch_size, train.seed, depth)
 
+    def training_batches(self) -> EpochBatches:
+        """The batches of training by themselves, for what measures and trains nothing; whoever asks closes them."""
+        return EpochBatches(self._patches(), self.config.data, self.device, self.config.train.channels_last and self.dimensions == 2)
+
     @cached_property
     def around(self) -> Surroundings:
         """What the stages share; made when training starts, because it opens the run's records for writing."""

@@ -35,7 +35,21 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_lists_every_command() -> None:
     result = typed("--help")
     assert result.exit_code == 0
-    expected = ["train", "eval", "plan", "export", "verify", "predict", "quantize", "report", "info", "doctor", "inspect", "prepare"]
+    expected = [
+        "train",
+        "eval",
+        "plan",
+        "export",
+        "verify",
+        "predict",
+        "quantize",
+        "search",
+        "report",
+        "info",
+        "doctor",
+        "inspect",
+        "prepare",
+    ]
     assert expected == COMMANDS
     assert all(f" {name} " in result.stdout for name in COMMANDS)
 
@@ -56,6 +70,8 @@ def test_every_option_of_an_example_exists(command: object) -> None:
     assert all(option in helped for option in options)
 
 
+SMALL_SEARCH = ["--wbits-choices", "2,4", "--abits-choices", "8", "--images", "1", "--vectors", "2"]
+
 # --- JSON and quiet -----------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +84,7 @@ def _arguments(name: str, run: Path) -> list[object]:
         "verify": [run, "--no-exports"],
         "predict": [run / "model.mq", _phantom_scan(), "mask.nii.gz"],
         "quantize": [run, "--out", "quantized"],
+        "search": ["--budget", "0.7KB", *SMALL_SEARCH, "--out", "searched", *SMALL_OPTIONS],
         "report": [run, "--out", "out"],
         "info": [],
         "doctor": [],

@@ -55,9 +55,9 @@ def take_losses(group: Group) -> dict[str, list[float]]:
         rows.start : rows.stop
     ]
     losses = [
-        segmentation_loss(logits[:, 0, :1], (labels > 0).long(), group),
-        segmentation_loss(logits[:, 0], labels, group),
-        segmentation_loss(logits, labels, group),
+        segmentation_loss(logits[:, 0, :1], (labels > 0).long(), group=group),
+        segmentation_loss(logits[:, 0], labels, group=group),
+        segmentation_loss(logits, labels, group=group),
         distillation_loss(logits[:, 0], logits[:, 1], group),
         distillation_loss(logits[:, 0, :1], logits[:, 1, :1], group),
     ]

@@ -148,7 +148,8 @@ def test_a_node_that_dies_costs_no_trial(tmp_path: Path, nodes: Callable[[int], 
     assert len(found) == 4
     assert {status for status, _ in found.values()} == {"finished"}
     assert sum("finished" in line for line in lines) == 4
-    assert sum("once more" in line for line in lines) == 1
+    # Ray may take longer to give a machine up than a trial takes to end on it.
+    assert sum("once more" in line for line in lines) <= 1
     print(lines)
 
 

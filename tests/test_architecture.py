@@ -26,6 +26,9 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch
 # The one place where files of torch are read, those of other tools: by the reader that takes tensors and plain values alone.
 TENSOR_READER = "train/bring/weights.py"
 
+# The one place that opens a connection: to the cluster a user names, to say in seconds that nothing answers there.
+CLUSTER_CLIENT = "search/executors/ray_cluster.py"
+
 
 def trees() -> Iterator[tuple[str, ast.Module]]:
     for path in SOURCES:
@@ -81,8 +84,10 @@ def test_only_the_command_line_prints_and_nothing_asserts() -> None:
 def test_nothing_reads_pickles_runs_text_or_uses_the_network() -> None:
     found = []
     for name, tree in trees():
-        found += [f"{name} imports {module}" for module in sorted(imported(tree) & FORBIDDEN_MODULES)]
-        found += [f"{name} imports {module}" for module in sorted(imported(tree)) if module.split(".")[0] in FORBIDDEN_MODULES]
+        allowed = {"socket"} if name == CLUSTER_CLIENT else set()
+        found += [f"{name} imports {module}" for module in sorted(imported(tree) & FORBIDDEN_MODULES - allowed)]
+        packages = FORBIDDEN_MODULES - allowed
+        found += [f"{name} imports {module}" for module in sorted(imported(tree)) if module.split(".")[0] in packages]
         for function, call in calls(tree):
             if function in FORBIDDEN_CALLS and not (name == TENSOR_READER and reads_tensors_only(function, call)):
                 found.append(f"{name}:{call.lineno} {function}")

@@ -6,21 +6,19 @@ of two, and float32 sums such integers exactly below 2**24; a layer whose accumu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from medquant.errors import ConfigError
-from medquant.quant.batch_norm import live_norm
 from medquant.quant.calibration import thin_out
 from medquant.quant.convolution import convolve
 from medquant.quant.fake_quantize import round_to_grid
 from medquant.quant.float_run import run_float
-from medquant.quant.float_tensors import FloatTensors
-from medquant.quant.formats import FLOAT32_EXACT_LIMIT, FLOAT_BITS, TensorFormat, float32_adds_exactly
+from medquant.quant.formats import FLOAT32_EXACT_LIMIT, float32_adds_exactly
 from medquant.quant.graph import (
     Add,
     AvgPool,
@@ -36,24 +34,20 @@ from medquant.quant.graph import (
     Relu,
     Upsample,
 )
+from medquant.quant.layers import QuantizedLayers, layer_key
 from medquant.quant.methods.base import (
-    ActivationQuantizer,
-    ActivationSite,
     IntegerActivationQuantizer,
     IntegerWeightQuantizer,
     Method,
-    WeightQuantizer,
-    WeightSite,
 )
 from medquant.quant.plan import QuantPlan
-from medquant.quant.sharing import find_sharing
 
 _MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVG_POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
-class QuantNetwork(nn.Module):
+class QuantNetwork(QuantizedLayers):
     """A network with a quantizer where the plan asks for one.
 
     Shape: (N, C, *S) → (N, outputs, *S), real values (integers times powers of two where quantized).
@@ -68,154 +62,10 @@ class QuantNetwork(nn.Module):
     """
 
     def __init__(self, graph: Graph, plan: QuantPlan, method: Method) -> None:
-        super().__init__()
-        method.check(plan)
-        self.graph, self.plan, self.method = graph, plan, method
-        self.controller = method.controller()
-        self.sharing = find_sharing(graph)
-        self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
-        self.weight_quantizers, self.activation_quantizers = nn.ModuleDict(), nn.ModuleDict()
-        self.norms = nn.ModuleDict()
-        for operation in graph:
-            if isinstance(operation, Convolution):
-                self._add_convolution(operation)
-            elif isinstance(operation, BatchNorm):
-                self.norms[_key(operation.name)] = live_norm(operation)
-            if isinstance(operation, Linear):
-                self._add_linear(operation)
-        self.float_tensors = FloatTensors(graph)
-        self._add_activation_quantizers()
+        super().__init__(graph, plan, method)
         self._last_reader = _last_readers(graph)
         self._observed: dict[str, list[Tensor]] | None = None
         self.controller.prepare(self)
-
-    # --- construction -------------------------------------------------------------------------------------------
-
-    def _add_convolution(self, operation: Convolution) -> None:
-        key, layer = _key(operation.name), self.plan[operation.name]
-        self.weights[key] = nn.Parameter(operation.weight.detach().clone().float())
-        bias = torch.zeros(operation.out_channels) if operation.bias is None else operation.bias.detach().clone().float()
-        self.biases[key] = nn.Parameter(bias)
-        if layer.weight_bits not in (None, FLOAT_BITS):
-            # The last layer's accumulators are compared with each other, so its channels share one exponent. A grouped
-            # transposed weight has no axis that runs over all output channels: one exponent there too.
-            geometry = operation.geometry
-            single = operation.name == self.graph.output or (geometry.transposed and geometry.groups > 1)
-            axis = None if single else geometry.channel_axis
-            groups = geometry.groups if geometry.transposed else 1
-            shape, bits = tuple(operation.weight.shape), int(layer.weight_bits or 0)
-            site = WeightSite(operation.name, shape, axis, bits, geometry.channel_axis, layer.activation_bits, groups)
-            self.weight_quantizers[key] = self.method.weight(site)
-
-    def _add_linear(self, operation: Linear) -> None:
-        key, bits = _key(operation.name), self.plan[operation.name].weight_bits
-        self.weights[key] = nn.Parameter(operation.weight.detach().clone().float())
-        bias = torch.zeros(operation.out_channels) if operation.bias is None else operation.bias.detach().clone().float()
-        self.biases[key] = nn.Parameter(bias)
-        if bits not in (None, FLOAT_BITS):
-            self.weight_quantizers[key] = self.method.weight(WeightSite(operation.name, tuple(operation.weight.shape), 0, int(bits or 0)))
-
-    def _add_activation_quantizers(self) -> None:
-        members: dict[str, list[str]] = {}
-        for site, group in self.sharing.group.items():
-            members.setdefault(group, []).append(site)
-        for group, sites in members.items():
-            quantized = [site for site in sites if self._activation_bits(site) is not None]
-            if not quantized:
-                continue
-            floats = [site for site in sites if self.plan[site].activation_bits == FLOAT_BITS]
-            # Without an integer program to come there is nothing for the joined integers to agree on.
-            if floats and self.method.exact:
-                raise ConfigError(
-                    f"{', '.join(floats)} write float and {', '.join(quantized)} integers, but they meet in a concatenation; "
-                    "give all of them activation bits, or all of them 32"
-                )
-            is_image = all(isinstance(self.graph[site], Input) for site in sites)
-            widths = tuple(sorted({int(self._activation_bits(site) or 0) for site in quantized}))
-            quantizer = self.method.activation(ActivationSite(group, is_image, group in self.sharing.signed, widths))
-            if is_image:
-                # The image's values do not change while the network learns, and the gradient with respect to a
-                # one-channel image costs as much as several other layers: its step stays as calibrated.
-                quantizer.requires_grad_(False)
-            self.activation_quantizers[_key(group)] = quantizer
-
-    def _activation_bits(self, site: str) -> int | None:
-        bits = self.plan[site].activation_bits
-        return None if bits in (None, FLOAT_BITS) else bits
-
-    # --- look-ups the lowering and the reports use ----------------------------------------------------------------
-
-    def weight_quantizer(self, name: str) -> WeightQuantizer | None:
-        """The weight quantizer of a layer, None where it is float."""
-        key = _key(name)
-        module = self.weight_quantizers[key] if key in self.weight_quantizers else None
-        return module if isinstance(module, WeightQuantizer) else None
-
-    def activation_quantizer(self, tensor: str) -> ActivationQuantizer | None:
-        """The quantizer whose step and zero point a tensor is read with, None where it is float or accumulators."""
-        key = _key(self.sharing.group_of(tensor))
-        module = self.activation_quantizers[key] if key in self.activation_quantizers else None
-        return module if isinstance(module, ActivationQuantizer) else None
-
-    def layer_parameters(self, name: str, in_training: bool = False) -> tuple[Tensor, Tensor]:
-        """Latent weight and bias of a convolution; but for training, as the method wants them evaluated."""
-        key = _key(name)
-        weight, bias = self.parameters_of(name)
-        if in_training:
-            return weight, bias
-        return self.controller.evaluated(f"weights/{key}", weight), self.controller.evaluated(f"biases/{key}", bias)
-
-    def parameters_of(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """Latent weight and bias of a convolution themselves, for corrections that change them in place."""
-        return self.weights[_key(name)], self.biases[_key(name)]
-
-    def tensor_format(self, tensor: str, exponents: dict[str, int] | None = None) -> TensorFormat | None:
-        """The format a tensor is stored in: the widest of the sites it holds, None where it is not quantized."""
-        quantizer = self.activation_quantizer(tensor)
-        widths = [self._activation_bits(site) for site in self.sharing.sources[tensor]]
-        if not isinstance(quantizer, IntegerActivationQuantizer) or any(width is None for width in widths):
-            return None
-        current = self.exponents() if exponents is None else exponents
-        return quantizer.format(max(width for width in widths if width is not None), current[self.sharing.group_of(tensor)])
-
-    def exponents(self) -> dict[str, int]:
-        """The current exponent of every activation group, fetched from the device in one go."""
-        quantizers = {group: self.activation_quantizer(group) for group in dict.fromkeys(self.sharing.group.values())}
-        present = {group: quantizer for group, quantizer in quantizers.items() if isinstance(quantizer, IntegerActivationQuantizer)}
-        if not present:
-            return {}
-        steps = torch.stack([quantizer.log2_step_value().detach() for quantizer in present.values()]).round().tolist()
-        return {group: -int(step) for group, step in zip(present, steps, strict=True)}
-
-    def step_parameters(self) -> Iterator[nn.Parameter]:
-        """The learned steps, which want a learning rate of their own."""
-        for quantizers in (self.weight_quantizers, self.activation_quantizers):
-            yield from (parameter for parameter in quantizers.parameters() if parameter.requires_grad)
-
-    def layer_weights(self) -> Iterator[nn.Parameter]:
-        """Latent weights and biases, and what layers in float learn."""
-        yield from self.weights.parameters()
-        yield from self.biases.parameters()
-        yield from self.norms.parameters()
-        yield from self.float_tensors.parameters()
-
-    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Latent weights by layer name."""
-        for operation in self.graph:
-            if isinstance(operation, Convolution | Linear):
-                yield operation.name, self.weights[_key(operation.name)]
-
-    def bias(self, name: str) -> nn.Parameter:
-        """Latent bias of a convolution."""
-        bias: nn.Parameter = self.biases[_key(name)]
-        return bias
-
-    def weight_rates(self, optimizer: str) -> Iterator[tuple[nn.Parameter, float]]:
-        """Latent weights of quantized layers with their learning rate relative to the others; ``optimizer`` is adamw or sgd."""
-        for name, weight in self.named_weights():
-            quantizer = self.weight_quantizer(name)
-            if quantizer is not None:
-                yield weight, self.method.learning_rate_scale(quantizer.site, optimizer)
 
     # --- around a training step -----------------------------------------------------------------------------------
 
@@ -296,7 +146,7 @@ class QuantNetwork(nn.Module):
         if isinstance(operation, Input):
             return self._write(operation, image, exponents, relu=False)
         if isinstance(operation, BatchNorm):
-            return self._write(operation, self.norms[_key(operation.name)](inputs[0]), exponents, operation.relu)
+            return self._write(operation, self.norms[layer_key(operation.name)](inputs[0]), exponents, operation.relu)
         if isinstance(operation, Concat):
             return torch.cat(inputs, dim=1)
         if isinstance(operation, MaxPool):
@@ -311,7 +161,7 @@ class QuantNetwork(nn.Module):
         if isinstance(operation, Upsample):
             if operation.mode == "nearest":
                 return F.interpolate(inputs[0], scale_factor=operation.factor, mode="nearest")
-            if not torch.is_grad_enabled() or self._activation_bits(operation.name) is None:
+            if not torch.is_grad_enabled() or self.activation_bits(operation.name) is None:
                 return self._up_sample(operation, inputs[0], exponents)
             # The tensors before and behind this quantizer are the largest of the network, and nothing else keeps them for the
             # backward pass: computing them again there costs little and saves about a tenth of a step's memory.
@@ -340,7 +190,7 @@ class QuantNetwork(nn.Module):
 
     def _write(self, operation: Operation, x: Tensor, exponents: dict[str, int], relu: bool) -> Tensor:
         """What an operation leaves in memory: its values, rectified and quantized as the plan says."""
-        bits = self._activation_bits(operation.name)
+        bits = self.activation_bits(operation.name)
         if self._observed is not None:
             x = torch.relu(x) if relu else x
             _observe(self._observed, operation.name, x)
@@ -417,24 +267,19 @@ class QuantNetwork(nn.Module):
             weight_quantizer = self.weight_quantizer(name)
             if weight_quantizer is not None:
                 with torch.no_grad():
-                    weight_quantizer.initialise(self.weights[_key(name)])
+                    weight_quantizer.initialise(self.weights[layer_key(name)])
         self.method.calibrated(self, images)
 
     def _group_samples(self, group: str, observed: dict[str, list[Tensor]]) -> dict[int, Tensor]:
         samples: dict[int, list[Tensor]] = {}
         for site, owner in self.sharing.group.items():
-            bits = self._activation_bits(site)
+            bits = self.activation_bits(site)
             if owner == group and bits is not None:
                 samples.setdefault(bits, []).extend(observed[site])
         joined = {bits: torch.cat(parts) for bits, parts in samples.items()}
         if not all(bool(torch.isfinite(values).all()) for values in joined.values()):
             raise ConfigError(f"calibration met values at {group} that are not finite; the float network has diverged")
         return joined
-
-
-def _key(name: str) -> str:
-    """Layer name as a parameter key; torch allows no dots in those."""
-    return name.replace(".", "/")
 
 
 def _per_channel(grid: Tensor, operation: Convolution) -> Tensor:

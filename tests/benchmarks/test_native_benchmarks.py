@@ -68,6 +68,7 @@ def test_kernels_side_by_side() -> None:
 
 
 @needs_library
+@pytest.mark.slow
 def test_steps_of_a_network(capsys: pytest.CaptureFixture[str]) -> None:
     measured = native_layers.measure_network(WORKLOADS["quick"], threads=1, rounds=1)
     steps = {step["name"]: step for step in measured["steps"]}
@@ -90,6 +91,7 @@ def test_share_of_the_ideal() -> None:
 
 
 @needs_library
+@pytest.mark.slow
 def test_what_is_compiled_on_the_fly() -> None:
     try:
         peaks = measure_peaks(threads=2, milliseconds=10)

@@ -44,6 +44,7 @@ def test_help_lists_every_command() -> None:
         "predict",
         "quantize",
         "search",
+        "sweep",
         "report",
         "info",
         "doctor",
@@ -85,6 +86,7 @@ def _arguments(name: str, run: Path) -> list[object]:
         "predict": [run / "model.mq", _phantom_scan(), "mask.nii.gz"],
         "quantize": [run, "--out", "quantized"],
         "search": ["--budget", "0.7KB", *SMALL_SEARCH, "--out", "searched", *SMALL_OPTIONS],
+        "sweep": [_small_sweep(), "--out", "swept"],
         "report": [run, "--out", "out"],
         "info": [],
         "doctor": [],
@@ -92,6 +94,13 @@ def _arguments(name: str, run: Path) -> list[object]:
         "prepare": ["isbi-em", em, "prepared"],
         "train": ["--data", em, "--out", "run", *SMALL_OPTIONS, "-o", "train.float_twin=false"],
     }[name]
+
+
+def _small_sweep() -> Path:
+    settings = [option.replace("=", ": ", 1) for option in SMALL_OPTIONS if option != "-o"]
+    lines = ["set:", *(f"  {setting}" for setting in settings), "  train.float_twin: false", "grid:", "  train.seed: [0]"]
+    Path("sweep.yaml").write_text("\n".join([*lines, ""]))
+    return Path("sweep.yaml")
 
 
 def _phantom_scan() -> Path:

@@ -62,7 +62,7 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_quantized_without_training_and_scored_beside_its_float_twin(finished_run: Path, tmp_path: Path) -> None:
     found = quantized(finished_run, tmp_path / "q", pictures=True)
     assert {entry.name for entry in (tmp_path / "q").iterdir()} == {
-        *("run.json", "metrics.jsonl", "tensorboard", "best", "warm", "float", "model.mq", "eval.json", "pictures")
+        *("run.json", "metrics.jsonl", "tensorboard", "best", "warm", "float", "model.mq", "eval.json", "layers.json", "pictures")
     }
     assert {file.name for file in (tmp_path / "q" / "pictures").iterdir()} == {"dice_memory.png", "overlay.png"}
     assert found.document["bits"] == {"weights": 8, "activations": 8, "method": "uniform", "options": {}}

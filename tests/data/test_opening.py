@@ -9,6 +9,7 @@ import pytest
 
 from medquant.data import opening
 from medquant.data.datasets import DATASETS, DatasetReader, dataset_names
+from medquant.data.datasets.phantom import make_phantom
 from medquant.data.opening import ending, open_dataset
 from medquant.errors import InputError, UsageError
 
@@ -57,7 +58,7 @@ def test_named_dataset_says_what_it_misses(tmp_path: Path) -> None:
 
 def test_ambiguous_and_caseless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scan.tif").touch()
-    phantom = open_dataset(None)
+    phantom = make_phantom(subjects_per_site=1, sites=1, slices=1, size=45, spacing_mm=1.0)
     first = DatasetReader("first", "a.tif", lambda _: "it holds tif", lambda _path, _options: replace(phantom, cases=()))
     second = DatasetReader("second", "b.tif", lambda _: "it may", lambda _path, _options: phantom)
     monkeypatch.setattr(opening, "DATASETS", (first, second))

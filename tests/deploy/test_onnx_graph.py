@@ -237,7 +237,7 @@ def assert_exact(seed: int, axes: int) -> Counter[str]:
 
 @pytest.mark.parametrize("axes", [2, 3])
 def test_programs_made_by_chance(axes: int) -> None:
-    met = sum((assert_exact(seed, axes) for seed in range(15)), Counter())
+    met = sum((assert_exact(seed, axes) for seed in range(8)), Counter())
     kinds = {ConvolutionNode, MaxPoolNode, AvgPoolNode, UpsampleNode, ReluNode, ConcatNode, AddNode}
     assert {kind.__name__ for kind in kinds} <= met.keys()
 

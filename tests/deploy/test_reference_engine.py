@@ -308,7 +308,7 @@ def test_linear_by_hand_at_the_border(engine: str) -> None:
 
 
 # Each length along each axis, beside each other one in 2D; engines that compile a graph for each size take their time in 3D.
-SIZES = {2: list(itertools.product([1, 2, 5], repeat=2)), 3: [(1, 1, 1), (1, 2, 5), (2, 5, 1), (5, 1, 2), (2, 2, 2), (5, 5, 5)]}
+SIZES = {2: list(itertools.product([1, 2, 5], repeat=2)), 3: [(1, 1, 1), (1, 2, 5), (5, 1, 2)]}
 
 
 @every_engine

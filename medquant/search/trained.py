@@ -18,6 +18,7 @@ from medquant.evaluate.evaluation import mean_dice
 from medquant.quant.formats import FLOAT_BITS
 from medquant.train.checkpoint import load_checkpoint
 from medquant.train.finish import finish
+from medquant.train.origins import twin_folders
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RUN_NAME, RunFolder
 from medquant.train.session import TrainingSession
@@ -87,7 +88,7 @@ class Trainings:
         """
         seeded = with_seed(config, seed)
         session = TrainingSession(seeded, self.dataset, self.split, RunFolder(source, {}), self.reporter, self.stop_requested)
-        _, twin = session.twin_folders(source)
+        _, twin = twin_folders(session, source)
         load_model(load_checkpoint(twin), session.network)
         return session
 

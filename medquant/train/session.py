@@ -6,7 +6,6 @@ learning rates, so their difference is what quantization costs, not what longer 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -27,17 +26,14 @@ from medquant.data.split import Split
 from medquant.data.volume import Dataset, Volume
 from medquant.deploy.engines import check_engine
 from medquant.deploy.packed import load_model as load_packed
-from medquant.errors import CheckpointError, ConfigError, InputError
+from medquant.errors import ConfigError, InputError
 from medquant.evaluate.evaluation import mean_dice, select_cases
-from medquant.models import resolve_choices
-from medquant.models.brought import is_brought
 from medquant.predict.float_predictor import Decision, FloatPredictor
 from medquant.predict.predictors import ProgramPredictor
 from medquant.predict.regions import CoarseRegion, RegionFinder, TruthCentredRegion, WholeRegion
 from medquant.quant.batch_norm import reestimate_batch_norm
 from medquant.quant.network import QuantNetwork
 from medquant.train.batches import KILLED, EpochBatches, worker_was_killed
-from medquant.train.bring import read_brought
 from medquant.train.building import (
     build_network,
     configured_cache,
@@ -49,13 +45,14 @@ from medquant.train.building import (
 )
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from medquant.train.distributed import ALONE, LOST, Group, connection_lost
+from medquant.train.origins import stages_before
 from medquant.train.precision import choose_device, use_bfloat16
 from medquant.train.recorder import Recorder
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RunFolder
 from medquant.train.seeds import make_repeatable
 from medquant.train.stage import StagePlan, StageRunner, Surroundings
-from medquant.train.state import load_model, progress_of
+from medquant.train.state import load_model, progress_of, weights_of
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -284,7 +281,7 @@ class TrainingSession:
             noted = {"processes": self.group.size} if self.group.size > 1 or "processes" in self.run_folder.document else {}
             self.run_folder.note(device=str(self.device), threads=self.threads, bfloat16=self.around.bfloat16, **noted)
         try:
-            finished = self.group.first(self._stages_before)
+            finished = self.group.first(lambda: stages_before(self))
             if "warm" not in finished:
                 self._train_warm()
             if "float" not in finished and (self.config.train.float_twin or self.plan.is_float):
@@ -302,62 +299,11 @@ class TrainingSession:
             if self.around.recorder is not None:
                 self.around.recorder.close()
 
-    def _stages_before(self) -> list[str]:
-        if has_checkpoint(self.run_folder.last):
-            return progress_of(load_checkpoint(self.run_folder.last)).finished_stages
-        if self.config.train.twin_from is not None:
-            found = self.twin_folders(Path(self.config.train.twin_from))
-            try:
-                for folder, destination in zip(found, (self.run_folder.warm, self.run_folder.twin), strict=True):
-                    shutil.copytree(folder, destination, dirs_exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(f"{self.run_folder.path}: the twin cannot be copied ({error}); free some space and resume") from error
-            return ["warm", "float"]
-        if self.config.train.init is not None:
-            return self._take_over(Path(self.config.train.init))
-        return []
-
-    def _take_over(self, place: Path) -> list[str]:
-        """Start from a network trained elsewhere; where nothing will be trained, it is the float twin as it is."""
-        read_brought(place).load_into(self.network)
-        given = Checkpoint(_weights_of(self.network).tensors, {"stage": "given", "epoch": 0, "val_score": 0.0})
-        save_checkpoint(self.run_folder.warm, given)
-        if self.method.learns or self.plan.is_float:
-            return ["warm"]
-        # As finished as it can be: its statistics are those it came with.
-        save_checkpoint(self.run_folder.twin, Checkpoint(given.tensors, {**given.values, "batch_norm_reestimated": True}))
-        return ["warm", "float"]
-
-    def twin_folders(self, source: Path) -> tuple[Path, Path]:
-        """Warm start and float twin of another run, which must have been made the same way.
-
-        Raises:
-            CheckpointError: there is no such run, or it was made with other data, or is not that far.
-            ConfigError: it was made with another recipe or split, or this run is a float run itself.
-        """
-        if self.plan.is_float:
-            raise ConfigError(f"train.twin_from {source}: a float run has no float twin; leave it out")
-        other = RunFolder.open(source)
-        other.check_data(self.dataset)
-        mine, theirs = _recipe(self.config), _recipe(other.config)
-        if mine != theirs or other.split != self.split:
-            differing = sorted(key for key in mine if mine[key] != theirs.get(key)) or ["split"]
-            raise ConfigError(f"train.twin_from {source}: made with another recipe ({', '.join(differing)} differ); train the twin anew")
-        # A float run keeps its network in best/; a quantized one keeps its float twin apart.
-        twin = other.twin if has_checkpoint(other.twin) else other.best
-        load_checkpoint(other.warm)  # refuses what is missing or damaged
-        # The last thing done to a float network; without it, it is unfinished, or best/ is no float network.
-        if not load_checkpoint(twin).values.get("batch_norm_reestimated"):
-            raise CheckpointError(
-                f"{twin}: not the finished float network of a run; end that run first, or name one trained with train.float_twin"
-            )
-        return other.warm, twin
-
     def _train_warm(self) -> None:
         plan = StagePlan("warm", self.warm_epochs, 0, self.config.train.lr, None)
         StageRunner(plan, self.network, self.around, []).run()
         self._reestimate(self.network)
-        self._save(self.run_folder.warm, _weights_of(self.network))
+        self._save(self.run_folder.warm, weights_of(self.network))
 
     def _train_float(self) -> None:
         folder = self.run_folder.best if self.plan.is_float else self.run_folder.twin
@@ -376,7 +322,7 @@ class TrainingSession:
         if not kept.values.get(mark):
             load_model(kept, network)
             self._reestimate(network)
-            self._save(folder, Checkpoint(_weights_of(network).tensors, {**kept.values, mark: True}))
+            self._save(folder, Checkpoint(weights_of(network).tensors, {**kept.values, mark: True}))
 
     def _train_quantized(self) -> None:
         finished = [stage for stage in ("warm", "float") if stage == "warm" or self.config.train.float_twin]
@@ -385,7 +331,7 @@ class TrainingSession:
         if not (has_checkpoint(last) and progress_of(load_checkpoint(last)).stage == "quantized"):
             self._calibrate(network)
         if not self.method.learns:
-            self._save(self.run_folder.best, Checkpoint(_weights_of(network).tensors, {"stage": "calibrated"}))
+            self._save(self.run_folder.best, Checkpoint(weights_of(network).tensors, {"stage": "calibrated"}))
             return
         plan = self._second_stage("quantized", self.run_folder.best)
         StageRunner(plan, network, self.around, finished, self.config.quant, self._teacher()).run()
@@ -420,22 +366,3 @@ class TrainingSession:
     def _reestimate(self, network: nn.Module) -> None:
         steps = min(2 * self.config.quant.calibration_batches, self.config.train.steps_per_epoch)
         reestimate_batch_norm(network, (images for images, _ in self.around.batches.epoch(_BATCH_NORM_EPOCH, 0, steps, whole=True)))
-
-
-def _weights_of(network: nn.Module) -> Checkpoint:
-    return Checkpoint({f"model/{name}": tensor for name, tensor in network.state_dict().items()}, {})
-
-
-def _recipe(config: Config) -> dict[str, object]:
-    """What must agree for two runs to share a float network: everything but bits, places and what is scored."""
-    dumped = config.model_dump(mode="json")
-    train = {key: value for key, value in dumped["train"].items() if key not in ("twin_from", "float_twin")}
-    data = {key: value for key, value in dumped["data"].items() if key not in ("path", "workers", "cache")}
-    # What auto stands for, so that a run that names it is the same.
-    options = {key: dumped["model"][key] for key in ("upsample", "norm", "activation")}
-    chosen = options if is_brought(config.model.name) else resolve_choices(config.model.name, options)
-    return {
-        f"{name}.{key}": value
-        for name, section in (("train", train), ("data", data), ("model", {**dumped["model"], **chosen}))
-        for key, value in section.items()
-    }

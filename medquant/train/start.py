@@ -24,6 +24,7 @@ from medquant.errors import InputError, UsageError
 from medquant.train.bring import read_brought
 from medquant.train.building import configured_cache
 from medquant.train.distributed import ALONE, Group
+from medquant.train.origins import twin_folders
 from medquant.train.reporting import Reporter
 from medquant.train.run_folder import RUN_NAME, RUNS, RunFolder, newest_run, start_document
 from medquant.train.session import TrainingSession
@@ -159,7 +160,7 @@ def new_session(
     group.agree(_at_work(config, dataset, split))
     twin = config.train.twin_from
     if twin is not None:
-        group.together(lambda: session.twin_folders(Path(twin)))
+        group.together(lambda: twin_folders(session, Path(twin)))
     # Made last: a mistake in the request leaves no folder behind.
     group.first(lambda: _make(folder, run))
     session.run_folder = run

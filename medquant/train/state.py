@@ -129,3 +129,8 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
         laid_out = torch.empty_like(parameter, dtype=value.dtype)
         return laid_out.copy_(value)
     return value.clone()
+
+
+def weights_of(network: nn.Module) -> Checkpoint:
+    """The parameters and buffers of a network, and nothing else."""
+    return Checkpoint({f"model/{name}": tensor for name, tensor in network.state_dict().items()}, {})

@@ -31,7 +31,7 @@ from medquant.train.state import load_model
 Report = Callable[[int, float], bool]
 """Told epoch and mean validation Dice; True ends the trial as pruned."""
 
-RUNS, FLOATS = "runs", "floats"
+RUNS = "runs"
 _LONGEST_NAME = 60
 _KEPT_OF_MODEL = ("model.mq", "eval.json", "run.json", "metrics.jsonl")
 
@@ -110,7 +110,7 @@ def _train(trial: Trial, places: Places, watching: _Watching, stop_requested: Ca
     if trial_id(config, dataset.content_sha256) != trial.id:
         raise CheckpointError(f"{config.data.path}: these are not the data the sweep was made for; give it a new --out")
     if trial.is_float or trial.keep == "run":
-        folder = Path(places.out) / (f"{FLOATS}/{trial.id}" if trial.is_float else f"{RUNS}/{run_folder_name(trial)}")
+        folder = Path(places.out) / (f"{places.floats}/{trial.id}" if trial.is_float else f"{RUNS}/{run_folder_name(trial)}")
         return _train_in(folder, trial, config, dataset, watching, stop_requested)
     scratch = Scratch()
     try:
@@ -128,7 +128,7 @@ def _configured(trial: Trial, places: Places) -> Config:
     if config.train.threads is None and places.threads is not None:
         changed["threads"] = places.threads
     if trial.float_id is not None:
-        changed["twin_from"] = str(Path(places.out) / FLOATS / trial.float_id)
+        changed["twin_from"] = str(Path(places.out) / places.floats / trial.float_id)
     data = config.data
     if data.workers is None:
         # The same patches; a process that loads them takes longer to start than a small trial, and there are other trials beside.

@@ -111,6 +111,8 @@ class SweptSession(TrainingSession):
 
     def _patches(self) -> PatchDataset:
         made, data, train = super()._patches(), self.config.data, self.config.train
+        if data.region == "coarse":
+            return made  # cut from windows of this trial's own coarse network
         shape = (data.augmentation, data.raters, data.patch_slices, data.batch_size, self.dimensions)
         return _KeptPatches(made, self._shared, self._key("patches", *shape, train.steps_per_epoch, train.seed))
 

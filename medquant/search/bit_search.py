@@ -172,7 +172,8 @@ class _Search:
             self.reporter.message(f"{candidate.parameter_bytes:,} bytes: {drop:+.2f} points of validation Dice lost after training")
             if not within and budget >= high:
                 return None
-            low, holds = (low, candidate.parameter_bytes) if within else (candidate.parameter_bytes, holds)
+            # Whatever budget lies between a plan's bytes and the one it was found for comes to the same plan.
+            low, holds = (low, candidate.parameter_bytes) if within else (budget, holds)
             if holds is not None and holds <= low * _CLOSE_ENOUGH:
                 break
         return holds

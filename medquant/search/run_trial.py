@@ -90,12 +90,16 @@ class _Watching(SilentReporter):
         """Note it, report it, and end the trial where the answer says so."""
         if record["stage"] not in self.own_stages:
             return
-        known = [score for score in mapping(record["val_dice"]).values() if score is not None]
-        value = math.fsum(known) / len(known) if known else 0.0
-        epoch = int(str(record["epoch"])) + (0 if record["stage"] == "warm" else self._warm)
-        self.curve.append([epoch, value])
-        if self._report is not None and self._report(epoch, value):
+        self.note(record)
+        if self._report is not None and self._report(int(self.curve[-1][0]), self.curve[-1][1]):
             raise _PrunedError
+
+    def note(self, record: Mapping[str, object]) -> None:
+        """Keep an epoch, one from before an interruption as well."""
+        if record["stage"] in self.own_stages:
+            known = [score for score in mapping(record["val_dice"]).values() if score is not None]
+            epoch = int(str(record["epoch"])) + (0 if record["stage"] == "warm" else self._warm)
+            self.curve.append([epoch, math.fsum(known) / len(known) if known else 0.0])
 
 
 @functools.cache
@@ -142,11 +146,14 @@ def _train_in(
     only_scores = trial.keep != "run" or trial.is_float
     kind = functools.partial(SweptSession, shared(), only_scores)
     session = _reopened(folder, trial, dataset, kind, watching, stop_requested)
+    before = [] if session is None else session.recorded()
     if session is None:
         split = configured_split(config, dataset)
         place = RunPlace(folder, f"medquant sweep (trial {trial.name})")
         session = new_session(config, dataset, split, place, watching, stop_requested, kind)
     watching.own_stages = ("warm", "float") if session.plan.is_float else ("warm", "quantized")
+    for record in before:
+        watching.note(record)
     session.run()
     finished = finish(session)
     document = _document(session, finished, trial)
@@ -159,10 +166,10 @@ def _reopened(
     folder: Path,
     trial: Trial,
     dataset: Dataset,
-    kind: Callable[..., TrainingSession],
+    kind: Callable[..., SweptSession],
     watching: _Watching,
     stop_requested: Callable[[], bool],
-) -> TrainingSession | None:
+) -> SweptSession | None:
     """The session of a run folder an earlier sweep left, None where there is none to go on with; what is left of another is removed."""
     if not folder.exists():
         return None

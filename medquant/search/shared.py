@@ -21,6 +21,7 @@ from medquant.data.patches import PatchDataset
 from medquant.data.prepared import PreparedCase
 from medquant.data.prepared_grid import GridRule
 from medquant.data.volume import Dataset
+from medquant.train.recorder import METRICS_NAME, read_records
 from medquant.train.session import TrainingSession
 from medquant.train.start import open_configured
 
@@ -90,6 +91,11 @@ class SweptSession(TrainingSession):
     def __init__(self, shared: Shared, only_scores: bool, *arguments: Any) -> None:
         self._shared, self.only_scores = shared, only_scores
         super().__init__(*arguments)
+
+    def recorded(self) -> list[dict[str, object]]:
+        """The epochs a run that is gone on with has behind it."""
+        kept = self._kept_records()
+        return [each for each in read_records(self.run_folder.path / METRICS_NAME) if (each["stage"], each["epoch"]) in kept]
 
     def _key(self, purpose: str, *more: object) -> object:
         data = self.config.data

@@ -1,4 +1,4 @@
-"""The bisection for the smallest plan that holds, over plans whose bytes are given: budgets worked out by hand."""
+"""The smallest plan within a loss: looked for by bisection and chosen, over plans whose bytes are given; budgets worked out by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import pytest
 
 from medquant.search import bit_search
+from medquant.search.bit_search import choose
+from medquant.search.candidates import Candidate
 from medquant.search.request import SearchSettings
+from medquant.search.result import CandidateResult
+from medquant.search.space import BitChoice
 from medquant.train.reporting import SilentReporter
 
 
@@ -29,6 +33,23 @@ class FakeNetwork:
 
     def candidate(self, budget: int, activation_budget: int | None, name: str) -> Plan:
         return Plan(max(size for size in (100, 200, 900, 1000) if size <= budget))
+
+
+def trained(size: int, validation: float, searched: bool) -> CandidateResult:
+    plan = Candidate("plan", "plan", 8, BitChoice({}), size, 0, searched)
+    return CandidateResult(plan, (), (validation,))
+
+
+def test_for_a_given_loss_the_smallest_plan_that_holds_is_chosen() -> None:
+    small, smaller, best = trained(1563, 0.895, True), trained(1305, 0.891, False), trained(1556, 0.899, False)
+    smallest = trained(700, 0.85, False)
+    plans = [small, smaller, best, smallest]
+    assert choose(plans, 0.9, 1.0) is smaller
+    assert choose(plans, 0.9, 0.2) is best
+    # Without a loss to keep to, or where none keeps to it, the best one; of equal ones the uniform one.
+    assert choose(plans, 0.9, None) is best
+    assert choose(plans, 0.95, 0.0) is best
+    assert choose([trained(1, 0.9, True), twin := trained(2, 0.9, False)], 0.9, None) is twin
 
 
 def test_it_goes_on_where_a_budget_comes_to_the_plan_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from medquant.config.schema import Config, DataConfig
 from medquant.errors import CheckpointError, InterruptedRunError, UsageError
+from medquant.search.shared import SweptSession
 from medquant.search.sweep import Sweep, SweepRequest, list_sweep
 from medquant.search.table import count_by_status, seed_table, sweep_rows, trial_table, write_tables
 from medquant.search.trials import Outcome, Trial
 from medquant.train.finish import finish
 from medquant.train.reporting import SilentReporter
+from medquant.train.session import TrainingSession
 from medquant.train.start import TrainRequest, start_training
 from tests.search.sweep_files import Scripted, finished, run_here, run_scripted, write_sweep
-from tests.small_sessions import after_steps
 
 SIX = "trials:\n- {name: a, quant.wbits: 8}\n- {name: b, quant.wbits: 4}\ngrid: {train.seed: [0, 1, 2]}\n"
 
@@ -202,9 +204,23 @@ def test_a_stopped_trial_is_saved_and_goes_on_to_the_same_bits(tmp_path: Path) -
     # Drawing takes longer than all the rest: a run folder of a float network is one nothing is drawn in.
     file = write_sweep(tmp_path, "trials:\n- {name: a, quant.wbits: 8}\nshare_float: true\n")
     with pytest.raises(InterruptedRunError):
-        run_here(file, tmp_path / "stopped", after_steps(9))
+        run_here(file, tmp_path / "stopped", lambda: any((tmp_path / "stopped").glob("floats/*/warm")))
+    assert len(list((tmp_path / "stopped").glob("floats/*/last"))) == 1
     stopped = run_here(file, tmp_path / "stopped")
     straight = run_here(file, tmp_path / "straight")
     assert {trial: outcome.document["weights_sha256"] for trial, outcome in stopped.ended.items()} == {
         trial: outcome.document["weights_sha256"] for trial, outcome in straight.ended.items()
     }
+    # Pruners are taught the epochs before the stop as well.
+    assert {trial: outcome.document["curve"] for trial, outcome in stopped.ended.items()} == {
+        trial: outcome.document["curve"] for trial, outcome in straight.ended.items()
+    }
+
+
+def test_patches_around_what_a_coarse_network_found_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two trials may differ in the margin alone, or in what their coarse networks found: their windows have no key.
+    made = object()
+    monkeypatch.setattr(TrainingSession, "_patches", lambda self: made)
+    session = object.__new__(SweptSession)
+    session.config = Config(data=DataConfig(region="coarse"))
+    assert session._patches() is made

@@ -100,6 +100,7 @@ def _context(asked: ReportInput) -> dict[str, Any]:
         "tested_on": tested_on(asked),
         "sentences": group_sentences(asked),
         "interval_note": interval_note(asked),
+        "folds": asked.folds,
         "baseline": baseline_sentence(asked),
         "notes": asked.notes,
         "summary": summary_table(asked).table,

@@ -181,6 +181,8 @@ def _is_held(path: Path) -> bool:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:
+            return False  # it cannot be told there
     return False
 
 

@@ -145,9 +145,12 @@ def _train_in(
 ) -> dict[str, Any]:
     only_scores = trial.keep != "run" or trial.is_float
     kind = functools.partial(SweptSession, shared(), only_scores)
-    session = _reopened(folder, trial, dataset, kind, watching, stop_requested)
-    before = [] if session is None else session.recorded()
-    if session is None:
+    reopened = _reopened(folder, trial, dataset, kind, watching, stop_requested)
+    before = [] if reopened is None else reopened.recorded()
+    session: TrainingSession
+    if reopened is not None:
+        session = reopened
+    else:
         split = configured_split(config, dataset)
         place = RunPlace(folder, f"medquant sweep (trial {trial.name})")
         session = new_session(config, dataset, split, place, watching, stop_requested, kind)

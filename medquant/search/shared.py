@@ -156,9 +156,14 @@ class Scratch:
 def _remove_abandoned(home: Path) -> None:
     for folder in home.glob(f"{_SCRATCH}*"):
         # Another user's, or one that is being made or removed just now, stays.
-        with contextlib.suppress(OSError), (folder / _LOCK).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            # Anybody may make a folder of this name here: opening a pipe in it must not wait for its other end.
+            lock = os.open(folder / _LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _size_bytes(patch: Patch) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,7 +37,7 @@ def sweep(
     Example: medquant sweep bits.yaml --out sweeps/bits --jobs 2
     """
     from medquant.cli.train import StopOnSignal
-    from medquant.errors import InterruptedRunError, QualityGateError
+    from medquant.errors import InterruptedRunError, MedquantError, QualityGateError
     from medquant.search.sweep import Sweep, SweepRequest, list_sweep
     from medquant.search.table import count_by_status, sweep_rows, write_tables
 
@@ -53,10 +54,15 @@ def sweep(
     running = Sweep(SweepRequest(file, folder, part, retry_failed, threads), listed, voice.say, stop)
     try:
         running.run(make_executor)
+    except BaseException:
+        # What went wrong first is what is told, and not that on a full disk the table cannot be written either.
+        with contextlib.suppress(MedquantError):
+            write_tables(folder, sweep_rows(folder, listed))
+        raise
     finally:
         running.close()
-        rows = sweep_rows(folder, listed)
-        table = write_tables(folder, rows)
+    rows = sweep_rows(folder, listed)
+    table = write_tables(folder, rows)
     counts = count_by_status(rows)
     lines = table.to_text().split("\n")
     if len(lines) > _MOST_SHOWN + 2:

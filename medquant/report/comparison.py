@@ -15,6 +15,8 @@ from medquant.report.tables import Table, format_bytes
 
 FLOAT = "float"
 DEFAULT_METHOD = "fixed_point"
+_SCORING: Mapping[str, object] = {"threshold": 0.5, "protocol": "ours", "batch_statistics": False, "hard_ternary": False}
+"""How runs are scored that do not say: Dice at another threshold, or slice by slice, is no other seed of the same."""
 _SIZES = (
     ("parameters", "parameter_bytes"),
     ("paper's count", "paper_bytes"),
@@ -81,14 +83,16 @@ def group_runs(documents: Sequence[Mapping[str, object]]) -> list[Group]:
 
 
 def _network_text(document: Mapping[str, object]) -> str:
-    """What a run's network is, as one text; runs that do not say are taken to be of the same one."""
+    """What a run's network is and how it was scored, as one text; runs that do not say are taken to be of the same one."""
     return json.dumps(_network(document), sort_keys=True)
 
 
 def _network(document: Mapping[str, object]) -> Mapping[str, object]:
     network = _mapping(document.get("network") or {})
     # A float network has no edge layers of other bits, whatever its configuration says.
-    return {key: value for key, value in network.items() if key != "edge_bits" or not is_float(document)}
+    own = {key: value for key, value in network.items() if key != "edge_bits" or not is_float(document)}
+    scoring = _mapping(document.get("scoring") or {})
+    return {**own, **{key: scoring.get(key, default) for key, default in _SCORING.items()}} if own else own
 
 
 def _differences(documents: Sequence[Mapping[str, object]]) -> list[str]:

@@ -40,7 +40,7 @@ from medquant.report.summary import (
     tested_on,
 )
 from medquant.report.svg import bar_paths, inline_svg, short_digest
-from medquant.report.tables import Table, format_bytes, format_dice
+from medquant.report.tables import Table, format_bytes, format_dice, plain_markdown
 
 MOST_CASE_ROWS = 200
 MOST_IMAGE_BYTES = 1_500_000
@@ -100,6 +100,7 @@ def _context(asked: ReportInput) -> dict[str, Any]:
         "tested_on": tested_on(asked),
         "sentences": group_sentences(asked),
         "interval_note": interval_note(asked),
+        "folds": asked.folds,
         "baseline": baseline_sentence(asked),
         "notes": asked.notes,
         "summary": summary_table(asked).table,
@@ -266,15 +267,12 @@ def _card(settings: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def _markdown(asked: ReportInput, tables: list[NamedTable]) -> str:
-    def plain(text: str) -> str:
-        # As cells of a table: no markup, one line.
-        return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
-
+    plain = plain_markdown
     lines = [f"# {plain(asked.title)}", "", plain(headline(asked)), "", plain(tested_on(asked)), ""]
     lines += [f"- **{plain(label)}**: {plain(sentence)}" for label, sentence in group_sentences(asked)]
     lines += ["", plain(baseline_sentence(asked)), "", plain(interval_note(asked)), "", *(f"- {plain(each)}" for each in limits(asked))]
     for each in tables:
-        lines += ["", f"## {each.heading}", "", each.table.to_markdown().rstrip("\n")]
+        lines += ["", f"## {plain(each.heading)}", "", each.table.to_markdown().rstrip("\n")]
     return "\n".join(lines) + "\n"
 
 

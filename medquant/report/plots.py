@@ -25,6 +25,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _DASHES = ("-", "--", ":", "-.")
 _GUIDE = "#666666"
+_LARGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,8 @@ def _running_epochs(records: Sequence[Mapping[str, object]]) -> list[int]:
         epoch = record.get("epoch")
         if isinstance(epoch, bool) or not isinstance(epoch, int):
             raise InputError(f"a record of the metrics has epoch {epoch!r}; expected a whole number")
+        if not 0 <= epoch < _LARGEST:
+            raise InputError(f"a record of the metrics has an epoch outside 0 to {_LARGEST:g}; restore the file")
         if running and epoch + shift <= running[-1]:
             shift = running[-1] + 1 - epoch
         running.append(epoch + shift)
@@ -225,7 +228,8 @@ def _running_epochs(records: Sequence[Mapping[str, object]]) -> list[int]:
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    # A whole number in a file may be larger than any float.
+    return float(value) if isinstance(value, int | float) and abs(value) < _LARGEST else math.nan
 
 
 def _draw_series(ax: Axes, epochs: Sequence[int], stages: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:

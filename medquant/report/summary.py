@@ -92,7 +92,7 @@ def interval_note(asked: ReportInput) -> str:
         return (
             "Intervals: 95 %, over the runs of a group (other seeds or folds), the same test cases in each."
             if not asked.folds
-            else ("Intervals: 95 %, over the folds of a group.")
+            else "Dice of folds is the mean of the folds' means, however many cases each has. Intervals: 95 %, over the folds of a group."
         )
     return "Intervals: 95 %, over the runs of a group; of a single run over its test cases, which is another thing: do not compare the two."
 

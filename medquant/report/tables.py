@@ -15,6 +15,7 @@ Alignment = Literal["left", "right"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _NOTHING = "–"
+_MARKUP = re.compile(r"[\\`*\[\]]")
 _NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?")
 
 
@@ -52,7 +53,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """A GitHub table, aligned in its source too, in which no cell is markup; ends with a line break."""
-        cells = [[_no_markup(_one_line(cell)) for cell in row] for row in (self.columns, *self.rows)]
+        cells = [[plain_markdown(cell).replace("|", "\\|") for cell in row] for row in (self.columns, *self.rows)]
         widths = [max(3, *(len(row[c]) for row in cells)) for c in range(len(self.columns))]
         rule = [("-" * (width - 1) + ":" if side == "right" else "-" * width) for side, width in zip(self._sides(), widths, strict=True)]
         padded = [self._padded(row, widths) for row in cells]
@@ -100,8 +101,9 @@ def format_dice(score: float | None) -> str:
     return _NOTHING if score is None or math.isnan(score) else f"{100.0 * score:.2f}"
 
 
-def _no_markup(cell: str) -> str:
-    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+def plain_markdown(text: str) -> str:
+    """A text on one line of Markdown that is read as it is: no tag, no code, no link, and no picture, which a viewer would fetch."""
+    return _MARKUP.sub(r"\\\g<0>", _one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _no_formula(cell: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -172,7 +172,8 @@ class _Search:
             self.reporter.message(f"{candidate.parameter_bytes:,} bytes: {drop:+.2f} points of validation Dice lost after training")
             if not within and budget >= high:
                 return None
-            low, holds = (low, candidate.parameter_bytes) if within else (candidate.parameter_bytes, holds)
+            # Whatever budget lies between a plan's bytes and the one it was found for comes to the same plan.
+            low, holds = (low, candidate.parameter_bytes) if within else (budget, holds)
             if holds is not None and holds <= low * _CLOSE_ENOUGH:
                 break
         return holds
@@ -222,7 +223,7 @@ class _Search:
         """Choose on validation, then look at the test part, once."""
         uniform = max((each for each in trained if not each.candidate.searched), key=lambda each: each.mean_validation)
         searched = max((each for each in trained if each.candidate.searched), key=lambda each: each.mean_validation, default=None)
-        best = searched if searched is not None and searched.mean_validation > uniform.mean_validation else uniform
+        best = choose(trained, max(statistics.fmean(scores) for scores in floats.values()), self.settings.max_dice_drop)
         self.reporter.message(f"chosen on validation: {best.candidate.label}, {best.candidate.channels} channels; scoring the test part")
         scored = {id(each): self._scored(each) for each in trained}
         comparisons = {}
@@ -258,6 +259,20 @@ class _Search:
 
     def _config(self, networks: Mapping[int, _Network], result: CandidateResult) -> Config:
         return networks[result.candidate.channels].space.configured(result.candidate.choice)
+
+
+def choose(trained: Sequence[CandidateResult], float_dice: float, max_dice_drop: float | None) -> CandidateResult:
+    """The plan with the best validation Dice, a uniform one where they are equal; for a given loss, the smallest that loses no more.
+
+    Args:
+        trained: plans.
+        float_dice: validation Dice of the best float network, 0 to 1.
+        max_dice_drop: points that may be lost, None where the budget is given.
+    """
+    holding = [] if max_dice_drop is None else [each for each in trained if 100.0 * (float_dice - each.mean_validation) <= max_dice_drop]
+    if holding:
+        return min(holding, key=lambda each: (each.candidate.parameter_bytes, -each.mean_validation, each.candidate.searched))
+    return max(trained, key=lambda each: (each.mean_validation, not each.candidate.searched))
 
 
 def _space(search: ResolvedSearch, width: int) -> SearchSpace:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from medquant.errors import CheckpointError, UsageError
-from medquant.search.trials import Outcome
+from medquant.search.trials import Outcome, Status
 
+_ALL = "ledger*.jsonl"
 ASKED, STARTED, ENDED = "asked", "started", "ended"
 _EVENTS = {ASKED: ("group", "number", "parameters", "id"), STARTED: ("id", "name"), ENDED: ("id", "name", "outcome")}
 
@@ -149,10 +151,39 @@ def read_ledgers(folder: Path) -> History:
         CheckpointError: a line that is not the last one is damaged.
     """
     joined = History()
-    for path in sorted(folder.glob("ledger*.jsonl")):
+    finished: dict[str, Outcome] = {}
+    for path in sorted(folder.glob(_ALL)):
         for event in _parse(path, path.read_bytes())[0]:
             joined.add(event)
+        finished.update({trial_id: outcome for trial_id, outcome in joined.ended.items() if outcome.status == "finished"})
+    # One that failed in a ledger and was run again from another has ended well.
+    joined.ended.update(finished)
     return joined
+
+
+def check_other_shards(folder: Path, shard: tuple[int, int] | None, is_sampled: bool) -> None:
+    """Refuse to share a folder with ledgers of another number of shards where trials would be run twice.
+
+    Raises:
+        UsageError: one of them is being written now, or trials are sampled, each number of shards asking for others.
+    """
+    mine = {ledger_name(shard)} if shard is None else {ledger_name((number, shard[1])) for number in range(1, shard[1] + 1)}
+    for path in sorted(folder.glob(_ALL)):
+        if path.name in mine or not (_is_held(path) or (is_sampled and path.stat().st_size)):
+            continue
+        what = "samplers are asked by another number of shards there" if is_sampled else "another process runs this sweep now"
+        raise UsageError(f"{path}: {what}; keep to its --shard, or choose another --out")
+
+
+def _is_held(path: Path) -> bool:
+    with path.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # it cannot be told there
+    return False
 
 
 def _parse(path: Path, data: bytes) -> tuple[list[Mapping[str, Any]], int]:
@@ -179,12 +210,37 @@ def _event(line: bytes) -> Mapping[str, Any] | None:
         known: Sequence[str] | None = _EVENTS.get(event["event"])
         if known is None or not all(name in event for name in known):
             return None
-        if event["event"] == ENDED:
-            Outcome.from_json(event["outcome"])
+        texts = [event[name] for name in known if name in ("group", "id", "name")]
+        if not all(isinstance(text, str) for text in texts) or not isinstance(event.get("parameters", {}), dict):
+            return None
+        if event["event"] == ENDED and not _is_outcome(Outcome.from_json(event["outcome"])):
+            return None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     found: Mapping[str, Any] = event
     return found
+
+
+def _is_outcome(outcome: Outcome) -> bool:
+    """Whether it holds what tables and samplers compute with."""
+    document = outcome.document
+    if not isinstance(document, dict) or not isinstance(outcome.error, str) or not _is_figure(outcome.elapsed_s):
+        return False
+    scores = [document.get(name) or {} for name in ("dice", "dice_minus_twin")]
+    curve = document.get("curve", [])
+    return (
+        outcome.status in get_args(Status)
+        and all(isinstance(each, dict) and all(value is None or _is_figure(value) for value in each.values()) for each in scores)
+        and (document.get("validation_dice") is None or _is_figure(document["validation_dice"]))
+        and isinstance(document.get("memory", {}), dict)
+        and isinstance(curve, list)
+        and all(isinstance(point, list) and len(point) == 2 and _is_figure(point[0]) for point in curve)
+        and all(value is None or _is_figure(value) for _, value in curve)
+    )
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _finite(value: Any) -> Any:

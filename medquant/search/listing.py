@@ -105,7 +105,9 @@ class Listing:
 
     def float_trial(self, trial: Trial) -> Trial:
         """The float network a trial shares with those that differ from it in quantization alone."""
-        config = Config.model_validate_json(json.dumps({**trial.config, "quant": _FLOAT_QUANT}))
+        # Its batch norm statistics are taken over a number of batches that stands among the settings of quantization.
+        quant = {**_FLOAT_QUANT, "calibration_batches": trial.config["quant"]["calibration_batches"]}
+        config = Config.model_validate_json(json.dumps({**trial.config, "quant": quant}))
         dataset = self._shared.dataset(config)
         name = f"float network of {trial.name}"
         made = trial_id(config, dataset.content_sha256)
@@ -123,7 +125,8 @@ class Listing:
             MedquantError: the configuration cannot run.
         """
         train, quant = config.train, config.quant
-        key = f"{dataset.content_sha256} {config.model.model_dump_json()} {quant.model_dump_json()} {config.data.patch_size} {train.init}"
+        size = f"{config.data.patch_size} {config.data.patch_slices}"
+        key = f"{dataset.content_sha256} {config.model.model_dump_json()} {quant.model_dump_json()} {size} {train.init}"
         if key not in self._facts:
             self._facts[key] = _weigh(config, dataset)
         facts, method = self._facts[key], configured_method(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol
 
 from medquant.config.sweep_source import Point, WrittenSweep
@@ -78,7 +79,7 @@ class Sampled:
     ) -> None:
         sample = listing.sweep.file.sample
         number, count = shard or (1, 1)
-        self._listing, self._ledger = listing, ledger
+        self._listing, self._ledger, self._shard = listing, ledger, 0 if shard is None else number
         self._points = {point.name: point for point in points}
         self._share = 0 if sample is None else sample.trials // count + (number <= sample.trials % count)
         name = digest(listing.sweep.identity())
@@ -113,7 +114,9 @@ class Sampled:
     def _make(self, group: str, number: int, parameters: dict[str, object]) -> Trial:
         point = self._points[group]
         try:
-            return self._listing.trial(point, parameters, number)
+            trial = self._listing.trial(point, parameters, number)
+            # Shards may come to the same values under the same number, and must not share a run folder.
+            return replace(trial, name=f"{trial.name} of shard {self._shard}") if self._shard else trial
         except MedquantError as error:
             # Each value is right by itself, and together they are not: a trial that failed, and one the sampler learns from.
             made = digest({"group": group, "number": number, "parameters": parameters})

@@ -145,6 +145,12 @@ def resolve_search(request: SearchRequest) -> ResolvedSearch:
     stored = _stored(request)
     settings = _settings(request, {} if stored is None else stored["settings"])
     settings.check()
+    if stored is not None and request.source is not None and stored["source"] != str(request.source.resolve()):
+        # Plans that are there already start from the other network, and are compared with it.
+        before = stored["source"] or "float networks of its own"
+        raise UsageError(
+            f"--from {request.source}: the search in {request.out} started from {before}; leave it out, or choose another --out"
+        )
     source = request.source or (None if stored is None or stored["source"] is None else Path(stored["source"]))
     recipe_given = bool(request.overrides or set(request.options) - {"data.path"} or request.config_file or request.source)
     if stored is not None and not recipe_given:

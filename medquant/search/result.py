@@ -109,7 +109,9 @@ class SearchResult:
         seeds = len(self.search.settings.seeds)
         others = [each for each in self.candidates if not each.candidate.searched and each is not self.best_uniform]
         for uniform in (self.best_uniform, *others):
-            lines.append(sentence(self.comparison(uniform), self.best_searched.name, uniform.name, seeds))
+            # Of the uniform plans the best one alone is written to a file.
+            file = "uniform.yaml" if uniform is self.best_uniform else ""
+            lines.append(sentence(self.comparison(uniform), self.best_searched.name, uniform.name, seeds, file))
         return [lines[0], *lines[2:], lines[1]]
 
     def table(self) -> Table:

@@ -31,7 +31,7 @@ from medquant.train.state import load_model
 Report = Callable[[int, float], bool]
 """Told epoch and mean validation Dice; True ends the trial as pruned."""
 
-RUNS, FLOATS = "runs", "floats"
+RUNS = "runs"
 _LONGEST_NAME = 60
 _KEPT_OF_MODEL = ("model.mq", "eval.json", "run.json", "metrics.jsonl")
 
@@ -90,12 +90,16 @@ class _Watching(SilentReporter):
         """Note it, report it, and end the trial where the answer says so."""
         if record["stage"] not in self.own_stages:
             return
-        known = [score for score in mapping(record["val_dice"]).values() if score is not None]
-        value = math.fsum(known) / len(known) if known else 0.0
-        epoch = int(str(record["epoch"])) + (0 if record["stage"] == "warm" else self._warm)
-        self.curve.append([epoch, value])
-        if self._report is not None and self._report(epoch, value):
+        self.note(record)
+        if self._report is not None and self._report(int(self.curve[-1][0]), self.curve[-1][1]):
             raise _PrunedError
+
+    def note(self, record: Mapping[str, object]) -> None:
+        """Keep an epoch, one from before an interruption as well."""
+        if record["stage"] in self.own_stages:
+            known = [score for score in mapping(record["val_dice"]).values() if score is not None]
+            epoch = int(str(record["epoch"])) + (0 if record["stage"] == "warm" else self._warm)
+            self.curve.append([epoch, math.fsum(known) / len(known) if known else 0.0])
 
 
 @functools.cache
@@ -110,7 +114,7 @@ def _train(trial: Trial, places: Places, watching: _Watching, stop_requested: Ca
     if trial_id(config, dataset.content_sha256) != trial.id:
         raise CheckpointError(f"{config.data.path}: these are not the data the sweep was made for; give it a new --out")
     if trial.is_float or trial.keep == "run":
-        folder = Path(places.out) / (f"{FLOATS}/{trial.id}" if trial.is_float else f"{RUNS}/{run_folder_name(trial)}")
+        folder = Path(places.out) / (f"{places.floats}/{trial.id}" if trial.is_float else f"{RUNS}/{run_folder_name(trial)}")
         return _train_in(folder, trial, config, dataset, watching, stop_requested)
     scratch = Scratch()
     try:
@@ -128,7 +132,7 @@ def _configured(trial: Trial, places: Places) -> Config:
     if config.train.threads is None and places.threads is not None:
         changed["threads"] = places.threads
     if trial.float_id is not None:
-        changed["twin_from"] = str(Path(places.out) / FLOATS / trial.float_id)
+        changed["twin_from"] = str(Path(places.out) / places.floats / trial.float_id)
     data = config.data
     if data.workers is None:
         # The same patches; a process that loads them takes longer to start than a small trial, and there are other trials beside.
@@ -141,12 +145,18 @@ def _train_in(
 ) -> dict[str, Any]:
     only_scores = trial.keep != "run" or trial.is_float
     kind = functools.partial(SweptSession, shared(), only_scores)
-    session = _reopened(folder, trial, dataset, kind, watching, stop_requested)
-    if session is None:
+    reopened = _reopened(folder, trial, dataset, kind, watching, stop_requested)
+    before = [] if reopened is None else reopened.recorded()
+    session: TrainingSession
+    if reopened is not None:
+        session = reopened
+    else:
         split = configured_split(config, dataset)
         place = RunPlace(folder, f"medquant sweep (trial {trial.name})")
         session = new_session(config, dataset, split, place, watching, stop_requested, kind)
     watching.own_stages = ("warm", "float") if session.plan.is_float else ("warm", "quantized")
+    for record in before:
+        watching.note(record)
     session.run()
     finished = finish(session)
     document = _document(session, finished, trial)
@@ -159,10 +169,10 @@ def _reopened(
     folder: Path,
     trial: Trial,
     dataset: Dataset,
-    kind: Callable[..., TrainingSession],
+    kind: Callable[..., SweptSession],
     watching: _Watching,
     stop_requested: Callable[[], bool],
-) -> TrainingSession | None:
+) -> SweptSession | None:
     """The session of a run folder an earlier sweep left, None where there is none to go on with; what is left of another is removed."""
     if not folder.exists():
         return None

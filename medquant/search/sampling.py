@@ -77,7 +77,7 @@ class Study:
         trial = self._trials.pop(number)
         if len(self._study.directions) == 1:
             for epoch, value in outcome.document.get("curve", []):
-                if epoch not in self._reported.get(number, ()):
+                if value is not None and epoch not in self._reported.get(number, ()):
                     trial.report(value, int(epoch))
         self._reported.pop(number, None)
         values = self._values(outcome)

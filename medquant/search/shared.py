@@ -21,6 +21,7 @@ from medquant.data.patches import PatchDataset
 from medquant.data.prepared import PreparedCase
 from medquant.data.prepared_grid import GridRule
 from medquant.data.volume import Dataset
+from medquant.train.recorder import METRICS_NAME, read_records
 from medquant.train.session import TrainingSession
 from medquant.train.start import open_configured
 
@@ -91,6 +92,11 @@ class SweptSession(TrainingSession):
         self._shared, self.only_scores = shared, only_scores
         super().__init__(*arguments)
 
+    def recorded(self) -> list[dict[str, object]]:
+        """The epochs a run that is gone on with has behind it."""
+        kept = self._kept_records()
+        return [each for each in read_records(self.run_folder.path / METRICS_NAME) if (each["stage"], each["epoch"]) in kept]
+
     def _key(self, purpose: str, *more: object) -> object:
         data = self.config.data
         settings = (data.normalisation, data.window, data.spacing_mm, data.slice_axis, data.region, data.patch_size, data.cache)
@@ -111,6 +117,8 @@ class SweptSession(TrainingSession):
 
     def _patches(self) -> PatchDataset:
         made, data, train = super()._patches(), self.config.data, self.config.train
+        if data.region == "coarse":
+            return made  # cut from windows of this trial's own coarse network
         shape = (data.augmentation, data.raters, data.patch_slices, data.batch_size, self.dimensions)
         return _KeptPatches(made, self._shared, self._key("patches", *shape, train.steps_per_epoch, train.seed))
 
@@ -148,9 +156,14 @@ class Scratch:
 def _remove_abandoned(home: Path) -> None:
     for folder in home.glob(f"{_SCRATCH}*"):
         # Another user's, or one that is being made or removed just now, stays.
-        with contextlib.suppress(OSError), (folder / _LOCK).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            # Anybody may make a folder of this name here: opening a pipe in it must not wait for its other end.
+            lock = os.open(folder / _LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _size_bytes(patch: Patch) -> int:

@@ -12,10 +12,10 @@ from medquant.config.sweep_source import Point, WrittenSweep, read_sweep
 from medquant.data.bounded import read_bounded_json
 from medquant.errors import CheckpointError, InterruptedRunError, UsageError
 from medquant.search.executors.base import Executor, Places, Watch
-from medquant.search.ledger import Ledger, ledger_name
+from medquant.search.ledger import Ledger, check_other_shards, ledger_name, read_ledgers
 from medquant.search.listing import Listing
 from medquant.search.queue import Listed, Sampled, TrialQueue
-from medquant.search.run_trial import FLOATS, shared
+from medquant.search.run_trial import shared
 from medquant.search.trials import Outcome, Trial, digest
 from medquant.train.checkpoint import has_checkpoint
 from medquant.train.run_folder import write_json
@@ -108,9 +108,18 @@ class Sweep:
     def __init__(self, request: SweepRequest, listed: ListedSweep, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
         self.request, self.listed, self._say, self._stop_requested = request, listed, say, stop_requested
         claim_folder(request.out, listed)
+        sampled = listed.written.file.sample is not None
         self.ledger = Ledger(request.out / ledger_name(request.shard))
+        try:
+            check_other_shards(request.out, request.shard, sampled)
+            self._before = read_ledgers(request.out).ended
+        except BaseException:
+            self.ledger.close()
+            raise
+        # Shards of a list never need one float network both; samplers may come to the same one at the same time.
+        self._floats = "floats" if request.shard is None or not sampled else "floats-{}-of-{}".format(*request.shard)
         self._state = _State()
-        if listed.written.file.sample is None:
+        if not sampled:
             self._queue: TrialQueue = Listed(listed.written, listed.of_shard(request.shard), self.ledger)
         else:
             self._queue = Sampled(listed.listing, listed.points, self.ledger, request.shard, request.retry_failed)
@@ -122,7 +131,7 @@ class Sweep:
         Raises:
             InterruptedRunError: stopped on request; the ledger holds what has ended.
         """
-        places = Places(str(self.request.out.resolve()), self.listed.written.file.prune is not None, self.request.threads)
+        places = Places(str(self.request.out.resolve()), self.listed.written.file.prune is not None, self.request.threads, self._floats)
         executor = make_executor(places, self._watch, self._stop_requested)
         try:
             while True:
@@ -184,11 +193,13 @@ class Sweep:
     def _settled(self, trial: Trial) -> Outcome | None:
         """How a trial ended, None where it is to be run."""
         outcome = self.ledger.history.ended.get(trial.id)
+        if outcome is None and self.listed.written.file.sample is None:
+            outcome = self._before.get(trial.id)  # in another shard
         if outcome is None or outcome.status in ("stopped", "lost"):
             return None
         if outcome.status == "failed" and self.request.retry_failed and trial.id not in self._retried:
             return None
-        if trial.is_float and outcome.status == "finished" and not has_checkpoint(self.request.out / FLOATS / trial.id / "best"):
+        if trial.is_float and outcome.status == "finished" and not has_checkpoint(self.request.out / self._floats / trial.id / "best"):
             return None
         return outcome
 

@@ -67,7 +67,7 @@ def compare(searched: Evaluations, uniform: Evaluations) -> Comparison:
     return Comparison("seeds", seeds, cases)
 
 
-def sentence(comparison: Comparison, searched: str, uniform: str, count: int) -> str:
+def sentence(comparison: Comparison, searched: str, uniform: str, count: int, file: str = "uniform.yaml") -> str:
     """The verdict in words.
 
     Args:
@@ -75,6 +75,7 @@ def sentence(comparison: Comparison, searched: str, uniform: str, count: int) ->
         searched: label and size of the searched plan.
         uniform: label and size of the uniform one.
         count: number of seeds.
+        file: that holds the uniform plan, "" where none does.
     """
     summary = comparison.summary
     over = f"{count} seeds" if comparison.over == "seeds" else f"{summary.cases} cases of one seed; other seeds may say otherwise"
@@ -86,7 +87,8 @@ def sentence(comparison: Comparison, searched: str, uniform: str, count: int) ->
     figures = f"{summary.mean:+.2f}{spread} points of Dice ({ends}, {over})"
     if comparison.beats:
         return f"{searched} beats {uniform}: {figures}."
-    return f"{searched} does not beat {uniform}: {figures}; use the uniform plan (uniform.yaml)."
+    advice = f"; use the uniform plan ({file})" if file else ""
+    return f"{searched} does not beat {uniform}: {figures}{advice}."
 
 
 def _summary_json(summary: Summary) -> dict[str, object]:

@@ -16,7 +16,8 @@ def _printable(text: str) -> str:
 
 _Name = Annotated[str, Field(max_length=256), AfterValidator(_printable)]
 _Bytes = Annotated[int, Field(ge=0, le=2**62)]
-_Bits = Annotated[int, Field(ge=1, le=32)]
+_Bits = Annotated[int, Field(ge=1, le=32, strict=True)]
+_Dice = Annotated[float, Field(ge=0.0, le=1.0)] | None
 
 
 class _Part(BaseModel):
@@ -36,6 +37,19 @@ class _Scores(_Part):
     metrics: _Summaries = {}
 
 
+class _Case(_Part):
+    id: _Name
+    dice: Annotated[dict[_Name, _Dice], Field(max_length=256)]
+
+
+class _Layer(_Part):
+    name: _Name
+    weight_bytes: _Bytes | None = None
+    bias_bytes: _Bytes | None = None
+    exponent_bytes: _Bytes | None = None
+    format_bytes: _Bytes | None = None
+
+
 class _Bitwidths(_Part):
     weights: _Bits
     activations: _Bits
@@ -49,6 +63,7 @@ class _Memory(_Part):
     activation_peak_bytes: _Bytes | None = None
     float_activation_peak_bytes: _Bytes | None = None
     process_peak_bytes: _Bytes | None = None
+    layers: list[_Layer] | None = None
 
 
 class _Data(_Part):
@@ -68,6 +83,9 @@ class _Evaluation(_Scores):
     float_twin: _Scores | None = None
     official_metrics: list[_Name] | None = None
     network: dict[_Name, object] | None = None
+    cases: list[_Case] = []
+    baseline: dict[_Name, dict[_Name, _Dice]] = {}
+    scoring: dict[_Name, object] = {}
 
 
 def evaluation_fault(document: object) -> str | None:

@@ -61,7 +61,7 @@ def with_details(asked: ReportInput, folders: Sequence[RunFolder], say: Callable
             details[group.label] = _layers(run, RunDetails(record, cases_missing=why))
             continue
         try:
-            drawn = _draw(run, wanted, group.label)
+            drawn = _draw(run, wanted, group.label, cases[0].class_name if cases else None)
         except MedquantError as error:
             details[group.label] = _layers(run, RunDetails(record, picture=_picture(run), cases_missing=error.lines[0]))
             continue
@@ -90,12 +90,14 @@ def _affordable(chosen: Sequence[ChosenCase], record: RunRecord, seconds: float)
     return [case for case in chosen if case.id in tested][:most]
 
 
-def _draw(run: RunFolder, chosen: Sequence[ChosenCase], label: str) -> _Drawn:
+def _draw(run: RunFolder, chosen: Sequence[ChosenCase], label: str, class_name: str | None) -> _Drawn:
     session = open_session(run, None, SilentReporter(), lambda: False)
     info = session.dataset.info
     found = select_cases(session.dataset, [case.id for case in chosen])
     prepared = [session.region.place(case) for case in prepare_cases(found, session.preparation, session.cache)]
-    number = drawn_class(info, [case.case for case in prepared])
+    # Which class is rarest depends on the cases, and a slow network is shown on fewer: all show what the first one shows.
+    known = next((number for number, name in info.classes.items() if name == class_name), None)
+    number = drawn_class(info, [case.case for case in prepared]) if known is None else known
     predictor = own_predictor(session)
     shown = []
     for why, case in ((each, next(case for case in prepared if case.id == each.id)) for each in chosen):

@@ -77,6 +77,15 @@ def test_runs_that_cannot_be_compared_are_refused() -> None:
             group_runs([base, {**base, key: value}])
 
 
+def test_runs_that_were_scored_otherwise_are_no_seeds_of_each_other() -> None:
+    plain = {**_document((4, 6), 0.9), "network": {"name": "unet"}}
+    other = {**plain, "scoring": {"threshold": 0.999, "protocol": "paper", "batch_statistics": False, "hard_ternary": False}}
+    # An older run does not say how it was scored: at one half, by case.
+    said = {**plain, "scoring": {"threshold": 0.5, "protocol": "ours", "batch_statistics": False, "hard_ternary": False}}
+    groups = [(group.label, len(group.documents)) for group in group_runs([plain, said, other])]
+    assert groups == [("W4A6 protocol=ours, threshold=0.5", 2), ("W4A6 protocol=paper, threshold=0.999", 1)]
+
+
 def test_a_class_nothing_could_be_scored_for_is_a_dash(tmp_path: Path) -> None:
     groups = group_runs([_document((4, 6), None, None), _document((4, 6), None, None), _document((2, 6), 0.5, 0.75)])
     assert [row[2:4] for row in comparison_table(groups).rows] == [("–", ""), ("50.00", "-25.00")]

@@ -23,12 +23,13 @@ from medquant.report import page as page_module
 from medquant.report.case_choice import choose_cases, shown_record, worst_first
 from medquant.report.case_images import case_images, picture_uri
 from medquant.report.comparison import group_runs
+from medquant.report.folds import fold_groups
 from medquant.report.overlay import FALSE_RGB, RIGHT_RGB
 from medquant.report.page import MOST_CASE_ROWS, Report, make_report
 from medquant.report.pareto import pareto_front
 from medquant.report.plots import training_figure
 from medquant.report.record import ReportInput, RunDetails
-from medquant.report.summary import baseline_sentence, headline, limits
+from medquant.report.summary import baseline_sentence, headline, interval_note, limits
 from medquant.report.svg import bar_paths, inline_svg
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&{{ 7*7 }}"
@@ -167,6 +168,15 @@ def test_words_of_special_runs() -> None:
     assert baseline_sentence(made_up) == ""
     assert worst_first(made_up) == list(CASES)
     assert worst_first(replace(made_up, records=(replace(one, evaluation={**one.evaluation, "cases": "none"}),))) == []
+
+
+def test_dice_of_folds_is_said_to_be_the_mean_of_their_means() -> None:
+    # Three cases and one: the page shows the mean of two means, table.md that of four cases.
+    documents = [evaluation((4, 6), 0.5, 8000, ("a", "b", "c")), evaluation((4, 6), 0.7, 8000, ("d",))]
+    records = tuple(record(f"fold{number}", each) for number, each in enumerate(documents))
+    made_up = ReportInput("", records, tuple(fold_groups(documents)), folds=True)
+    assert "mean of the folds' means" in interval_note(made_up)
+    assert "mean over the folds, with its interval" in make_report(made_up).html
 
 
 # --- nothing is loaded, nothing runs ------------------------------------------------------------------------------------

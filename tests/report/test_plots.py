@@ -147,6 +147,7 @@ def test_epochs_without_validation_are_left_out(figures: list[Figure], tmp_path:
     run[1]["val_dice"] = None
     del run[2]["val_dice"]
     run[3]["train_loss"] = math.nan
+    run[1]["lr"] = 10**400  # JSON has no largest number
     training_curves(run, tmp_path / "a.png")
     loss, dice, _ = figures[0].axes
     assert np.asarray(dice.lines[0].get_xdata(), dtype=float).tolist() == [0, 3]
@@ -163,3 +164,5 @@ def test_no_record_or_no_epoch_is_refused(tmp_path: Path) -> None:
         training_curves([], tmp_path / "a.png")
     with pytest.raises(InputError, match="epoch None"):
         training_curves([{"stage": "float"}], tmp_path / "a.png")
+    with pytest.raises(InputError, match="outside 0 to 1e"):
+        training_curves([{"stage": "float", "epoch": 10**400}], tmp_path / "a.png")

@@ -34,6 +34,12 @@ def test_markdown_cells_cannot_break_the_table() -> None:
     assert lines[2] == "| x\\|y | two lines |"
 
 
+def test_markdown_cells_hold_no_link_and_no_picture() -> None:
+    # A picture would be fetched by whoever looks at the table.
+    table = Table(("a", "b"), (("![x](http://example.org/x.png)", "`a` \\| *b* <i> &amp;"),))
+    assert table.to_markdown().splitlines()[2] == r"| !\[x\](http://example.org/x.png) | \`a\` \\\| \*b\* &lt;i> &amp;amp; |"
+
+
 def test_csv_reads_back_as_written() -> None:
     rows = (('quote " and, comma', "1"), ("line\nbreak", ""))
     text = Table(("a", "b"), rows).to_csv()

@@ -179,6 +179,13 @@ def test_another_search_in_the_same_folder_is_refused(searched: SearchResult, tm
         search(copy, resume=True)
 
 
+def test_another_float_network_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    stored = {"schema": 1, "settings": {"budget": 10_000}, "source": None, "config": {}, "edges_open": True, "data_sha256": "0"}
+    (tmp_path / "request.json").write_text(json.dumps(stored))
+    with pytest.raises(UsageError, match="started from float networks of its own"):
+        search(tmp_path, resume=True, source=tmp_path / "run")
+
+
 def test_the_users_own_rules_and_edges_are_left_alone(tmp_path: Path) -> None:
     spaces = []
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from medquant.config.sweep import Prune, Sample
+from medquant.errors import UsageError
+from medquant.search.executors.base import Places, Watch
 from medquant.search.ledger import read_ledgers
+from medquant.search.run_trial import run_folder_name
 from medquant.search.sampling import Study
-from medquant.search.sweep import list_sweep
+from medquant.search.sweep import Sweep, SweepRequest, list_sweep
 from medquant.search.table import sweep_rows
 from medquant.search.trials import Outcome, Trial
 from tests.search.sweep_files import Scripted, finished, run_scripted, write_sweep
@@ -100,6 +104,41 @@ def test_shards_share_the_trials_of_a_study(tmp_path: Path) -> None:
     assert len((out / "ledger-1-of-2.jsonl").read_text().splitlines()) == 3 * 2 * 2
     assert len((out / "ledger-2-of-2.jsonl").read_text().splitlines()) == 3 * 1 * 2
     assert len(sweep_rows(out, list_sweep(file))) == 6
+
+
+def test_shards_that_come_to_the_same_values_share_no_folder(tmp_path: Path) -> None:
+    # One value to choose: all shards choose it.
+    text = "sample: {sampler: random, trials: 2, space: {quant.wbits: [4]}}\nkeep: run\nshare_float: true\n"
+    file, out, places, folders = write_sweep(tmp_path, text), tmp_path / "out", [], []
+    for number in (1, 2):
+        executor = Scripted(lambda trial: finished())
+
+        def make(place: Places, watch: Watch, stop: Callable[[], bool], made: Scripted = executor) -> Scripted:
+            places.append(place.floats)
+            return made(place, watch, stop)
+
+        def answer(trial: Trial, shard: int = number) -> Outcome:
+            if trial.is_float:
+                best = out / places[-1] / trial.id / "best"
+                best.mkdir(parents=True)
+                (best / "checkpoint.json").write_text("{}")
+            else:
+                folders.append(run_folder_name(trial))
+            return finished()
+
+        executor.answer = answer
+        sweep = Sweep(SweepRequest(file, out, (number, 2)), list_sweep(file), lambda line: None, lambda: False)
+        sweep.run(make)
+        sweep.close()
+    assert places == ["floats-1-of-2", "floats-2-of-2"]
+    assert len(folders) == len(set(folders)) == 2
+
+
+def test_samplers_are_not_asked_by_another_number_of_shards(tmp_path: Path) -> None:
+    file, out = write_sweep(tmp_path, SAMPLED), tmp_path / "out"
+    run_scripted(file, out, Scripted(lambda trial: finished()), shard=(1, 2))
+    with pytest.raises(UsageError, match="samplers are asked by another number of shards"):
+        run_scripted(file, out, Scripted(lambda trial: finished()))
 
 
 def test_values_that_do_not_go_together_fail_and_the_study_goes_on(tmp_path: Path) -> None:

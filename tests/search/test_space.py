@@ -95,6 +95,8 @@ def test_the_verdict_by_hand() -> None:
     assert alone.summary.interval is not None
     assert alone.summary.interval.high == pytest.approx(2.5 + 12.7062 * 0.5, abs=1e-3)
     assert "of one seed" in sentence(alone, "S", "U", 1)
+    # uniform.yaml holds one of the uniform plans: of the others nobody is sent there.
+    assert sentence(found, "S", "uniform W3", 3, "").endswith("3 seeds).")
     better = compare([evaluation(0.6, 0.7), evaluation(0.61, 0.71), evaluation(0.62, 0.72)], uniform)
     assert better.beats
     assert sentence(better, "S", "U", 3).startswith("S beats U: +11.00 ± 1.00")

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from medquant.errors import CheckpointError, InterruptedRunError
-from medquant.search.sweep import list_sweep
+from medquant.config.schema import Config, DataConfig
+from medquant.errors import CheckpointError, InterruptedRunError, UsageError
+from medquant.search.shared import SweptSession
+from medquant.search.sweep import Sweep, SweepRequest, list_sweep
 from medquant.search.table import count_by_status, seed_table, sweep_rows, trial_table, write_tables
 from medquant.search.trials import Outcome, Trial
 from medquant.train.finish import finish
 from medquant.train.reporting import SilentReporter
+from medquant.train.session import TrainingSession
 from medquant.train.start import TrainRequest, start_training
 from tests.search.sweep_files import Scripted, finished, run_here, run_scripted, write_sweep
-from tests.small_sessions import after_steps
 
 SIX = "trials:\n- {name: a, quant.wbits: 8}\n- {name: b, quant.wbits: 4}\ngrid: {train.seed: [0, 1, 2]}\n"
 
@@ -80,6 +82,30 @@ def test_shards_fill_one_folder(tmp_path: Path) -> None:
     assert count_by_status(sweep_rows(out, list_sweep(file))) == {"finished": 6}
 
 
+def test_what_shards_have_done_is_not_done_again_without_them(tmp_path: Path) -> None:
+    file, out = write_sweep(tmp_path, SIX), tmp_path / "out"
+    run_scripted(file, out, Scripted(lambda trial: finished()), shard=(1, 2))
+    rest = Scripted(lambda trial: Outcome("failed", error="no memory"))
+    run_scripted(file, out, rest)
+    assert len(rest.submitted) == 3
+    # What failed there and went well here has gone well, whichever ledger is read last.
+    again = Scripted(lambda trial: finished())
+    run_scripted(file, out, again, shard=(1, 3), retry_failed=True)
+    assert len(again.submitted) == 1
+    assert count_by_status(sweep_rows(out, list_sweep(file))) == {"finished": 4, "failed": 2}
+
+
+def test_other_shards_that_run_now_are_left_alone(tmp_path: Path) -> None:
+    file, out = write_sweep(tmp_path, SIX), tmp_path / "out"
+    listed = list_sweep(file)
+    running = Sweep(SweepRequest(file, out, (1, 2)), listed, lambda line: None, lambda: False)
+    Sweep(SweepRequest(file, out, (2, 2)), listed, lambda line: None, lambda: False).close()
+    with pytest.raises(UsageError, match=r"ledger-1-of-2\.jsonl: another process runs this sweep now"):
+        Sweep(SweepRequest(file, out), listed, lambda line: None, lambda: False)
+    running.close()
+    Sweep(SweepRequest(file, out), listed, lambda line: None, lambda: False).close()
+
+
 def test_seeds_are_joined(tmp_path: Path) -> None:
     file, out = write_sweep(tmp_path, SIX), tmp_path / "out"
     dice = {"a seed=0": 0.5, "a seed=1": 0.6, "a seed=2": 0.7}
@@ -112,6 +138,15 @@ def test_a_float_network_is_trained_once_and_before_those_that_take_it(tmp_path:
     run_scripted(file, out, executor)
     assert [trial.is_float for trial in executor.submitted] == [True, False, False]
     assert {trial.float_id for trial in executor.submitted[1:]} == {executor.submitted[0].id}
+
+
+def test_a_shared_float_network_has_the_batches_its_trials_estimate_statistics_over(tmp_path: Path) -> None:
+    rows = "trials:\n- {name: a, quant.wbits: 8}\n- {name: b, quant.wbits: 8, quant.calibration_batches: 1}\nshare_float: true\n"
+    listed = list_sweep(write_sweep(tmp_path, rows))
+    floats = [listed.listing.float_trial(trial) for _, trial in listed.trials]
+    # The default is 8; medquant train takes twice as many for the statistics of warm start and twin.
+    assert [made.config["quant"]["calibration_batches"] for made in floats] == [8, 1]
+    assert floats[0].id != floats[1].id
 
 
 def test_where_the_float_network_failed_so_do_those_that_take_it(tmp_path: Path) -> None:
@@ -169,9 +204,23 @@ def test_a_stopped_trial_is_saved_and_goes_on_to_the_same_bits(tmp_path: Path) -
     # Drawing takes longer than all the rest: a run folder of a float network is one nothing is drawn in.
     file = write_sweep(tmp_path, "trials:\n- {name: a, quant.wbits: 8}\nshare_float: true\n")
     with pytest.raises(InterruptedRunError):
-        run_here(file, tmp_path / "stopped", after_steps(9))
+        run_here(file, tmp_path / "stopped", lambda: any((tmp_path / "stopped").glob("floats/*/warm")))
+    assert len(list((tmp_path / "stopped").glob("floats/*/last"))) == 1
     stopped = run_here(file, tmp_path / "stopped")
     straight = run_here(file, tmp_path / "straight")
     assert {trial: outcome.document["weights_sha256"] for trial, outcome in stopped.ended.items()} == {
         trial: outcome.document["weights_sha256"] for trial, outcome in straight.ended.items()
     }
+    # Pruners are taught the epochs before the stop as well.
+    assert {trial: outcome.document["curve"] for trial, outcome in stopped.ended.items()} == {
+        trial: outcome.document["curve"] for trial, outcome in straight.ended.items()
+    }
+
+
+def test_patches_around_what_a_coarse_network_found_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two trials may differ in the margin alone, or in what their coarse networks found: their windows have no key.
+    made = object()
+    monkeypatch.setattr(TrainingSession, "_patches", lambda self: made)
+    session = object.__new__(SweptSession)
+    session.config = Config(data=DataConfig(region="coarse"))
+    assert session._patches() is made

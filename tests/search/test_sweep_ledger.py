@@ -69,6 +69,29 @@ def test_damage_before_the_last_line_is_refused(tmp_path: Path) -> None:
         Ledger(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"id": "a"', '"id": ["a"]'),
+        ('"group": "study"', '"group": {}'),
+        ('"parameters": {"train.lr": 0.1}', '"parameters": 3'),
+        ('"status": "finished"', '"status": "won"'),
+        ('"document": {"dice": {"organ": 0.25}}', '"document": []'),
+        ('"organ": 0.25', '"organ": "much"'),
+        ('"organ": 0.25', '"organ": NaN'),
+        ('{"organ": 0.25}', '{}, "curve": [[null, 0.5]]'),
+    ],
+)
+def test_events_changed_by_hand_are_refused(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "ledger.jsonl"
+    write_story(path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(CheckpointError, match="no event of a sweep"):
+        Ledger(path)
+
+
 def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     first = Ledger(path)

@@ -57,7 +57,16 @@ def test_scores_of_unprintable_classes_are_refused(tmp_path: Path) -> None:
     run = RunFolder.open(tmp_path)
     (tmp_path / "eval.json").write_text(json.dumps(document))
     assert run.evaluation == document
-    for change in ({"dice": {"\x1b[2J": {"mean": 0.5}}}, {"dice": {"a": {"mean": "high"}}}, {"bits": {"weights": 4}}, {"memory": 7}):
+    for change in (
+        {"dice": {"\x1b[2J": {"mean": 0.5}}},
+        {"dice": {"a": {"mean": "high"}}},
+        {"bits": {"weights": 4}},
+        {"bits": {"weights": True, "activations": 6}},
+        {"memory": 7},
+        {"memory": {"layers": [{"name": ["a"]}]}},
+        {"cases": [{"id": "c1", "dice": {"a": 10**400}}]},
+        {"baseline": {"all_a": {"a": [[1]]}}},
+    ):
         (tmp_path / "eval.json").write_text(json.dumps({**document, **change}))
         with pytest.raises(CheckpointError, match="not an evaluation") as refused:
             _ = run.evaluation

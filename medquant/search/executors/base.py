@@ -17,14 +17,16 @@ class Places:
     """Where a trial finds and leaves things: the same for all trials of a sweep, and plain JSON values.
 
     Args:
-        out: folder of the sweep; what is kept of a trial goes below ``runs/`` there, shared float networks below ``floats/``.
+        out: folder of the sweep; what is kept of a trial goes below ``runs/`` there, shared float networks beside them.
         watched: whether every epoch is reported and an answer waited for; only where trials are pruned.
         threads: processor threads of a trial that names no number itself, None for torch's own choice.
+        floats: name of the folder of shared float networks below ``out``.
     """
 
     out: str
     watched: bool = False
     threads: int | None = None
+    floats: str = "floats"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; ``Places(**values)`` gives them back."""

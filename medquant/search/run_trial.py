@@ -129,8 +129,9 @@ def _train(trial: Trial, places: Places, watching: _Watching, stop_requested: Ca
 def _configured(trial: Trial, places: Places) -> Config:
     config = stored_config(trial.config, Path(f"trial {trial.name}"))
     changed: dict[str, object] = {}
-    if config.train.threads is None and places.threads is not None:
-        changed["threads"] = places.threads
+    if config.train.threads is None:
+        # Named, because torch keeps the number the trial before asked for.
+        changed["threads"] = places.threads or shared().threads
     if trial.float_id is not None:
         changed["twin_from"] = str(Path(places.out) / places.floats / trial.float_id)
     data = config.data

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from medquant.config.schema import Config
@@ -44,6 +45,8 @@ class Shared:
         self._made: dict[object, Any] = {}
         self._patches: OrderedDict[object, Patch] = OrderedDict()
         self._patch_bytes = 0
+        self.threads = torch.get_num_threads()
+        """Processor threads of torch before any trial asked for another number."""
 
     def patch(self, key: object, make: Callable[[], Patch]) -> Patch:
         """A training patch; of those made before, the latest are kept."""

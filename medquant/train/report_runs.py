@@ -13,6 +13,12 @@ from medquant.report.record import RunRecord
 from medquant.train.recorder import METRICS_NAME, read_records
 from medquant.train.run_folder import RUN_NAME, RunFolder
 
+# What runs of one row may differ in: seeds and folds, and where and on what they ran.
+_OF_NO_ROW = {
+    "train": ("seed", "device", "threads", "channels_last", "float_twin", "twin_from", "init"),
+    "data": ("path", "dataset", "cache", "workers", "fold", "folds", "test_site"),
+}
+
 
 @dataclass(frozen=True)
 class FoundRuns:
@@ -62,7 +68,7 @@ def read_run(run: RunFolder) -> RunRecord:
         settings = config.model_dump(mode="json")
         # Runs of older versions do not say beside their scores which network they are of.
         own = {**settings["model"], "edge_bits": config.quant.edge_bits, "layer_bits": list(config.quant.layer_bits)}
-        network = {**own, **_mapping(evaluation.get("network"))}
+        network = {**own, **_mapping(evaluation.get("network")), **_recipe(settings)}
         if not is_brought(config.model.name):
             # What auto stands for, so that a run that names it is of the same network.
             network |= resolve_choices(config.model.name, {key: network[key] for key in ("upsample", "norm", "activation")})
@@ -72,6 +78,13 @@ def read_run(run: RunFolder) -> RunRecord:
         pass
     name = run.path.resolve().name
     return RunRecord(name, run.document, evaluation, tuple(read_records(run.path / METRICS_NAME)), settings)
+
+
+def _recipe(settings: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """How a network was trained, dotted key → value: runs of one row agree in it."""
+    return {
+        f"{section}.{key}": value for section, others in _OF_NO_ROW.items() for key, value in settings[section].items() if key not in others
+    }
 
 
 def _runs_inside(place: Path) -> list[Path]:

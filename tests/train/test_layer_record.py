@@ -17,6 +17,7 @@ from medquant.deploy.packed import load_model
 from medquant.errors import CheckpointError, UsageError
 from medquant.evaluate.layer_statistics import BINS, histogram, program_statistics, relative_error
 from medquant.quant.program import IntegerProgram
+from medquant.report.comparison import group_runs
 from medquant.train.checkpoint import load_checkpoint
 from medquant.train.finish import checked_images
 from medquant.train.layer_record import LAYERS_NAME, layers_of_run
@@ -150,6 +151,27 @@ def test_runs_are_found_once_and_unfinished_ones_counted(finished_run: Path, tmp
         find_runs([_only_unfinished(tmp_path)])
     network = read_run(found.folders[0]).evaluation["network"]
     assert network["upsample"] != "auto", "what auto stands for, so that a run that names it is of the same network"
+
+
+def test_only_seeds_and_folds_are_averaged(finished_run: Path, tmp_path: Path) -> None:
+    for name, section, key, value in (
+        ("seed", "train", "seed", 5),
+        ("long", "train", "epochs", 40),
+        ("plain", "data", "augmentation", "none"),
+    ):
+        shutil.copytree(finished_run, tmp_path / name)
+        document = json.loads((tmp_path / name / "run.json").read_text())
+        document["config"][section][key] = value
+        (tmp_path / name / "run.json").write_text(json.dumps(document))
+    runs = find_runs([finished_run, *(tmp_path / name for name in ("seed", "long", "plain"))]).folders
+    groups = {group.label: len(group.documents) for group in group_runs([read_run(run).evaluation for run in runs])}
+    common = json.loads((finished_run / "run.json").read_text())["config"]
+    usual = f"data.augmentation={common['data']['augmentation']}, train.epochs="
+    assert groups == {
+        f"W4A6 {usual}{common['train']['epochs']}": 2,
+        f"W4A6 {usual}40": 1,
+        f"W4A6 data.augmentation=none, train.epochs={common['train']['epochs']}": 1,
+    }
 
 
 def _only_unfinished(place: Path) -> Path:

@@ -95,8 +95,8 @@ def watch_parts(clock: Clock) -> None:
     finish_module.check_agreement = clock.timed("check of the integer program", finish_module.check_agreement)  # type: ignore[attr-defined]
     load = EpochBatches.epoch
 
-    def epoch(self: EpochBatches, *args: int) -> Iterator[Any]:
-        batches = load(self, *args)
+    def epoch(self: EpochBatches, *args: int, **kwargs: bool) -> Iterator[Any]:
+        batches = load(self, *args, **kwargs)
         following = clock.timed("batches", lambda: next(batches, None))
         while (batch := following()) is not None:
             yield batch

@@ -17,13 +17,14 @@ from medquant.errors import InputError, UsageError
 from medquant.search.executors.base import Places
 from medquant.search.executors.ray_cluster import Cluster, RayCluster, _holds
 from medquant.search.sweep import Sweep, SweepRequest, list_sweep
+from tests.cli.command_line import em_folder
 
 _SWEEP = """
 set:
   data.patch_size: [32, 32]
   data.batch_size: 2
   data.augmentation: none
-  data.phantom_seed: 3
+  data.path: em
   train.epochs: 2
   train.warm_fraction: 0.5
   train.steps_per_epoch: 2
@@ -105,6 +106,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Any]]:
 
 def _swept(folder: Path, address: str, ended: Callable[[str], None] = lambda line: None, text: str = _SWEEP) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
+    # In a folder: the small phantom of these tests is this process's alone, and workers are others.
+    em_folder(folder / "em")
     file = folder / "small.yaml"
     file.write_text(text)
     sweep = Sweep(SweepRequest(file, folder / "out", threads=1), list_sweep(file), ended, lambda: False)

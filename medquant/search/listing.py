@@ -25,6 +25,7 @@ from medquant.search.shared import Shared
 from medquant.search.trials import Trial, trial_id
 from medquant.train.bring import read_brought
 from medquant.train.building import build_network, configured_method, configured_outputs, plan_network
+from medquant.train.config_check import check_trainable
 
 _FLOAT_QUANT: Mapping[str, Any] = QuantConfig(wbits=32, abits=32, edge_bits=32).model_dump(mode="json")
 
@@ -35,11 +36,13 @@ class Facts:
 
     Args:
         is_float: whether nothing of it is quantized.
+        is_integer: whether it leaves as an integer program.
         parameters: numbers the float network holds.
         parameter_bytes: what the network will weigh.
     """
 
     is_float: bool
+    is_integer: bool
     parameters: int
     parameter_bytes: int
 
@@ -129,14 +132,9 @@ class Listing:
         key = f"{dataset.content_sha256} {config.model.model_dump_json()} {quant.model_dump_json()} {size} {train.init}"
         if key not in self._facts:
             self._facts[key] = _weigh(config, dataset)
-        facts, method = self._facts[key], configured_method(config)
+        facts = self._facts[key]
         check_engine(config.eval.engine)
-        if train.init is None and round(train.epochs * train.warm_fraction) == train.epochs:
-            raise ConfigError(f"train.warm_fraction {train.warm_fraction} leaves none of {train.epochs} epochs for quantized training")
-        if quant.distillation > 0 and not (method.learns and train.float_twin):
-            raise ConfigError("quant.distillation needs a method that trains, and train.float_twin=true")
-        if not (method.learns or facts.is_float or train.float_twin or train.init):
-            raise ConfigError(f"method {method.name} learns nothing and takes the finished float network; set train.float_twin=true")
+        check_trainable(config, facts.is_float, facts.is_integer, len(dataset.info.classes))
         return facts
 
     def _config(self, sources: tuple[Source, ...]) -> tuple[Config, Dataset]:
@@ -181,4 +179,4 @@ def _weigh(config: Config, dataset: Dataset) -> Facts:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     size = config.data.patch_size if config.model.dimensions == 2 else (*config.data.patch_size, config.data.patch_slices)
     weighed = weigh_plan(graph, method.stored(plan), parameters, config.quant.wbits, (1, inputs, *size))
-    return Facts(plan.is_float, parameters, weighed.parameter_bytes)
+    return Facts(plan.is_float, plan.is_integer and method.exact, parameters, weighed.parameter_bytes)

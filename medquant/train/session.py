@@ -44,6 +44,7 @@ from medquant.train.building import (
     plan_network,
 )
 from medquant.train.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from medquant.train.config_check import check_trainable, configured_decision, warm_epochs
 from medquant.train.distributed import ALONE, LOST, Group, connection_lost
 from medquant.train.origins import stages_before
 from medquant.train.precision import choose_device, use_bfloat16
@@ -101,21 +102,13 @@ class TrainingSession:
         self.device = choose_device(config.train.device, group)
         self.cache = configured_cache(config)
         self.preparation = Preparation(self._make_normalisation(), self._grid_rule())
-        self.warm_epochs = 0 if config.train.init is not None else round(config.train.epochs * config.train.warm_fraction)
+        self.warm_epochs = warm_epochs(config)
         self.network = self._place(build_network(config, self.inputs, configured_outputs(config, len(dataset.info.classes))))
         self.size_multiple = configured_size_multiple(config)
         self.only_size = only_size(config)
         graph, self.plan = plan_network(config, self.network, self.inputs)
         QuantNetwork(graph, self.plan, self.method)  # bits that do not go together are refused now, not after the warm start
-        self._check_epochs()
-        self._check_decision()
-        if config.quant.distillation > 0 and not self.method.learns:
-            raise ConfigError(f"quant.distillation is a part of training, and method {self.method.name} trains nothing; leave it out")
-        if config.quant.distillation > 0 and not config.train.float_twin:
-            raise ConfigError("quant.distillation needs the float twin to learn from; set train.float_twin=true, or quant.distillation=0")
-        if not (self.method.learns or self.plan.is_float or config.train.float_twin or config.train.init):
-            # The warm start alone is a network that is not trained to its end, or not at all.
-            raise ConfigError(f"method {self.method.name} learns nothing and takes the finished float network; set train.float_twin=true")
+        check_trainable(config, self.plan.is_float, self.is_integer, len(dataset.info.classes))
 
     # --- preparation ----------------------------------------------------------------------------------------------
 
@@ -189,27 +182,7 @@ class TrainingSession:
     @property
     def decision(self) -> Decision:
         """How the output of a network that torch runs is decided."""
-        chosen = self.config.eval
-        return Decision(chosen.threshold, chosen.batch_statistics, chosen.hard_ternary)
-
-    def _check_decision(self) -> None:
-        if self.is_integer and not self.decision.is_plain:
-            raise ConfigError(
-                f"eval.threshold {self.decision.threshold}, eval.batch_statistics {str(self.decision.batch_statistics).lower()}: method "
-                f"{self.method.name} makes an integer program, which decides by the sign of its output (0.5) and has no batch norm; "
-                "leave both out"
-            )
-        if self.decision.threshold != 0.5 and configured_outputs(self.config, len(self.dataset.info.classes)) != 1:
-            raise ConfigError(f"eval.threshold {self.config.eval.threshold} decides between two classes only; leave it at 0.5")
-        if self.config.train.loss != "ce_dice" and configured_outputs(self.config, len(self.dataset.info.classes)) != 1:
-            raise ConfigError(f"train.loss {self.config.train.loss} is for two classes; use ce_dice")
-
-    def _check_epochs(self) -> None:
-        if self.warm_epochs == self.config.train.epochs:
-            raise ConfigError(
-                f"train.warm_fraction {self.config.train.warm_fraction} leaves none of {self.config.train.epochs} epochs "
-                "for the training after the warm start; lower it"
-            )
+        return configured_decision(self.config)
 
     def _place(self, network: Network) -> Network:
         network = network.to(self.device)

@@ -111,6 +111,16 @@ trials:
     assert "trial 'fine'" not in message
 
 
+def test_what_goes_against_the_data_is_found_before_anything_is_trained(tmp_path: Path) -> None:
+    text = "trials:\n- {name: a, train.loss: dice}\n- {name: b, eval.threshold: 0.9}\n- {name: c}\n"
+    with pytest.raises(ConfigError) as caught:
+        list_sweep(write_sweep(tmp_path, text))
+    # The phantom has three classes.
+    assert "trial 'a': train.loss dice is for two classes, found 3" in str(caught.value)
+    assert "trial 'b': eval.threshold 0.9, eval.batch_statistics false: method fixed_point makes an integer program" in str(caught.value)
+    assert "'c'" not in str(caught.value)
+
+
 def test_paths_are_meant_from_the_sweep_file(tmp_path: Path) -> None:
     written = read_sweep(write_sweep(tmp_path, "trials:\n- {name: a, data.path: scans, data.cache: 'off'}\n"))
     row = dict((setting.key, setting.value) for setting in written.rows[0][1].settings)

@@ -47,3 +47,9 @@ def test_real_images_may_be_missing(tmp_path: Path, repository: Path) -> None:
         assert outcome in result.stdout
         if outcome == "1 skipped":
             assert "set MEDQUANT_SHARED_DATA to their folder" in result.stdout
+
+
+def test_names_of_test_files_are_unique(repository: Path) -> None:
+    # Two of one name are one module to pytest, which then collects neither or the wrong one.
+    names = [file.name for file in (repository / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -52,13 +52,7 @@ class QuantNetwork(QuantizedLayers):
 
     Shape: (N, C, *S) → (N, outputs, *S), real values (integers times powers of two where quantized).
 
-    Args:
-        graph: simplified network (:func:`medquant.quant.fold.simplify`).
-        plan: resolved bits of its layers.
-        method: where the quantizers come from.
-
-    Raises:
-        ConfigError: a step must be shared by tensors of which some are float and some are not, or the method has no such width.
+    Its arguments are those of :class:`~medquant.quant.layers.QuantizedLayers`.
     """
 
     def __init__(self, graph: Graph, plan: QuantPlan, method: Method) -> None:

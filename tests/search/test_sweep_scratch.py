@@ -29,3 +29,4 @@ def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path, monkeyp
     trap.mkdir()
     os.mkfifo(trap / "lock")
     Scratch().close()
+    assert [path for path in tmp_path.iterdir() if path != trap] == []
